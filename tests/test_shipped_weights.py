@@ -15,6 +15,7 @@ import yaml
 
 import map_points.domain
 import map_vision.domain
+from map_core import UserError
 from map_core.tasks.weights import read_description, save_weights
 from map_points import create_point_model
 
@@ -214,6 +215,16 @@ def sharing_page_matches(folder):
     accuracy = re.search(r"^\| test_accuracy \| (\S+) \|", card, re.MULTILINE)[1]
     (row,) = re.findall(rf"^\| `{folder.name}` \|.*", (ROOT / "docs/sharing.md").read_text(), re.MULTILINE)
     return row.endswith(f"| {parameters} | {accuracy} |")
+
+
+def test_no_program_takes_the_models_of_the_other_for_its_own():
+    image, point = map_vision.domain.DOMAIN.models, map_points.domain.DOMAIN.models
+    assert not {*image.names} & {*point.names}
+    for models, other in ((image, POINT_MODEL), (point, IMAGE_MODEL)):
+        with pytest.raises(
+            UserError, match=rf"{other} holds {other}, which is no model of this program: use map-"
+        ):
+            models.load(ROOT / "weights" / other)
 
 
 def test_shipped_models_match_their_names():

@@ -475,6 +475,18 @@ MISTAKES = {
         "split test has no effect with --clouds: leave it at train",
     ),
     "features of no run": (["features", "--init", "{tmp}"], "no weights at"),
+    "features of weights alone": (
+        ["features", "--init", "{alone}"],
+        "names no data, as the config.yaml of a run does: give --data.source folder --data.root FOLDER, or another",
+    ),
+    "finetune a model of images": (
+        ["finetune", "--config", "finetune_shapes", "--init", "{image}", "--out", "{tmp}/f"],
+        "holds hybridnet_nano_patch4_32, which is no model of this program: use map-vision for models of images",
+    ),
+    "predict by a model of images": (
+        ["predict", "--init", "{image}", "--clouds", "{tmp}/0.npy"],
+        "holds hybridnet_nano_patch4_32, which is no model of this program: use map-vision for models of images",
+    ),
     "probe nothing": (
         ["linear-probe", "--config", "finetune_shapes", "--out", "{tmp}/p"],
         "missing --init; add --init VALUE",
@@ -504,7 +516,12 @@ def test_a_mistake_gives_one_sentence(runs, segmented, clouds, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)  # what a command writes when --out is left out
     np.save(clouds / "small.npy", np.random.default_rng(0).normal(size=(10, 3)))
     arguments, message = MISTAKES[mistake]
-    names = {"tmp": clouds, "segmented": segmented, **vars(runs)}
+    image = {"name": "hybridnet_nano_patch4_32", "holds": "classifier", "classes": ["a", "b"], "channels": 3}
+    for name, description in (("alone", MODELS.describe(MODELS.config())), ("image", image)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.json").write_text(json.dumps(description))
+    folders = {"alone": tmp_path / "alone", "image": tmp_path / "image"}
+    names = {"tmp": clouds, "segmented": segmented, **folders, **vars(runs)}
     assert run(*(argument.format(**names) for argument in arguments)) == 2
     errors = capsys.readouterr().err
     assert message in errors

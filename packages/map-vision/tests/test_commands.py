@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import shlex
 import shutil
 import sys
 from unittest.mock import Mock, patch
@@ -221,7 +222,7 @@ class TestRuns:
             ({"channels": "x"}, "preprocessing: channels must be 1 (gray) or 3 (RGB); got 'x'; export the run again"),
             ({"classes": [1, 2]}, "model.json: classes must be a list of names; export the run again"),
             ({"name": None}, "does not describe a classifier"),
-            ({"name": "x"}, "model.name 'x' is unknown"),
+            ({"name": "x"}, "holds x, which is no model of this program: use map-points for models of clouds"),
             ({"arguments": []}, "model.json: arguments must be a dict; got []; export the run again"),
             ({"arguments": {"embed_dim": "x"}}, "describes embed_dim as 'x', which must be int | None"),
         ],
@@ -596,6 +597,25 @@ class TestMistakes:
             "finetune", *data, *MODEL, "--model.embed_dim=32", *SHORT, "--init", runs / "pretrain"
         )
         assert "shapes: patch_embed.proj.weight (16, 3, 4, 4) for (32, 3, 4, 4)" in error
+
+    def test_the_options_that_would_fit_can_be_followed(self, error_of, runs, image_folder, tmp_path):
+        """Also those that a recipe sets and the description of the weights leaves out, as the model has them."""
+        line = ["finetune", "--config", "finetune_folder", "--data.root", image_folder, "--data.holdout=0"]
+        line += [*SHORT, "--training.sample_budget=null", "--model.num_heads=2", "--init", runs / "pretrain"]
+        error = error_of(*line)
+        options = error.partition("choose the model that was pretrained (")[2].removesuffix(")")
+        assert "--model.patch_size 4 --model.layout MT --model.embed_dim 16" in options
+        assert command(*line, *shlex.split(options), "--out", tmp_path / "run") == 0
+
+    def test_run_of_the_other_program(self, error_of, image_folder, tmp_path):
+        description = {"name": "hybridnet3d", "holds": "classifier", "classes": ["cup", "jar"]}
+        (tmp_path / "model.json").write_text(json.dumps(description))
+        data = {"data": {"source": "folder", "augmentation": "rotate"}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
+        for name in ("predict", "evaluate", "finetune"):
+            images = ["--images", image_folder] if name == "predict" else []
+            error = error_of(name, "--init", tmp_path, *images)
+            assert f"{tmp_path} holds hybridnet3d, which is no model of this program: use map-points" in error
 
     def test_nothing_to_resume_is_a_first_start(self, image_folder, tmp_path, capsys):
         out = tmp_path / "out"

@@ -88,6 +88,15 @@ class TestInit:
         with pytest.raises(UserError, match=cure):
             load_init(make_tiny(layout="MT"), tmp_path)
 
+    def test_options_take_back_settings_that_the_pretrained_model_does_not_have(self, tmp_path):
+        """A text setting is null in a section, but not by itself."""
+        save_weights(tmp_path / "model.safetensors", {}, MODELS.describe(ModelConfig("map_mambavision_tiny")))
+        config = ModelConfig("hybridnet_tiny_patch16_224", layout="MT", num_heads=2, drop_path_rate=0.05)
+        options = MODELS.options_as_trained(config, tmp_path)
+        assert options.startswith("--model.name map_mambavision_tiny --model.num_heads ")
+        assert options.endswith(" --model '{layout: null}'")
+        assert "drop_path_rate" not in options
+
     def test_other_model_is_refused_with_keys_and_shapes(self, make_tiny, tmp_path):
         save_weights(tmp_path / "model.safetensors", make_tiny(layout="MT", embed_dim=16).state_dict(), {})
         model = make_tiny(layout="TT")

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -126,7 +127,9 @@ def test_the_command_line_overrides_the_run_that_init_names(runs, tmp_path, caps
     assert (
         run("finetune", *QUICK, "--init", runs.pretrain, "--model.embed_dim=8", "--out", tmp_path / "x") == 2
     )
-    assert "does not fit this model: shapes: " in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "does not fit this model: shapes: " in message
+    assert "choose the model that was pretrained (--model.name toy --model.embed_dim 12)\n" in message
 
 
 def test_inherited_settings_override_those_of_a_recipe(runs, tmp_path):
@@ -180,6 +183,21 @@ def test_a_budget_of_samples_says_how_to_train_by_epochs(tmp_path, capsys):
         "--training.sample_budget null trains by --training.epochs"
     )
     assert note in capsys.readouterr().err
+
+
+def test_epochs_beside_a_budget_of_a_recipe_are_refused(tmp_path, capsys):
+    """The budget would set other epochs."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("training: {epochs: 3, sample_budget: 24}\n")
+    line = ["pretrain", "--config", recipe, *QUICK, "--out", tmp_path / "run"]
+    assert run(*line) == 2
+    message = (
+        "map-toy: error: training.epochs 2 has no effect beside training.sample_budget 24 of the recipe, which sets "
+        "it: add --training.sample_budget null, or leave --training.epochs out\n"
+    )
+    assert capsys.readouterr().err == message
+    assert run(*line, "--training.sample_budget", "null") == 0
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["training"]["epochs"] == 2
 
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -428,6 +446,47 @@ def test_other_classes_are_refused():
     refuse_other_classes(["a", "b"], ("a", "b"), data="data", init="run")
 
 
+# ---- weights without their run
+
+
+@pytest.fixture
+def weights(runs, tmp_path):
+    """The weights of the finetuning run with their description, and nothing else of it."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(runs.finetune / name, folder)
+    return folder
+
+
+@pytest.mark.parametrize("command", ["evaluate", "features", "reconstruct"])
+def test_weights_without_a_run_name_no_data_to_measure_on(weights, tmp_path, capsys, command):
+    assert run(command, "--init", weights, "--out", tmp_path / "out.png") == 2
+    assert capsys.readouterr().err == (
+        f"map-toy: error: {weights} names no data, as the config.yaml of a run does: give --data.source folder "
+        "--data.root FOLDER, or another --data.source\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("evaluate", ["--data.root=sea"]), ("features", ["--data.root=sea"]), ("features", ["--toys=5"]),
+        ("predict", ["--toys=5"]),
+    ],
+)  # fmt: skip
+def test_weights_without_a_run_are_measured_on_other_data(weights, tmp_path, command, options):
+    assert run(command, "--init", weights, *options, *RUNNING, "--out", tmp_path / "out") == 0
+
+
+def test_a_model_of_another_domain_is_refused_before_its_settings(weights, tmp_path, capsys):
+    description = json.loads((weights / "model.json").read_text()) | {"name": "cloud", "flip": [3]}
+    (weights / "model.json").write_text(json.dumps(description))
+    for command in ("pretrain", "finetune", "linear-probe", "evaluate", "predict", "features"):
+        assert run(command, "--init", weights, "--out", tmp_path / "out") == 2
+        assert f"error: {weights} holds cloud, which is no model of this program" in capsys.readouterr().err
+
+
 # ---- predict
 
 
@@ -464,7 +523,8 @@ def test_features_of_a_runs_splits_are_pooled_and_scored(runs, tmp_path, name):
             expected = model.forward_features(inputs).mean(1).numpy()
         np.testing.assert_allclose(arrays[f"{split}_features"], expected, rtol=1e-4, atol=1e-5)
         assert arrays[f"{split}_names"].tolist() == samples.names
-    assert json.loads(out.with_suffix(".json").read_text())["neighbors"] == 3
+    score = json.loads(out.with_suffix(".json").read_text())
+    assert (score["neighbors"], score["data"]) == (3, "toys for features")
 
 
 def test_features_that_go_to_a_device_have_their_score_on_stderr(runs, capsys):

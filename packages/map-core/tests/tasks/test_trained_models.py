@@ -74,6 +74,17 @@ def test_a_description_gives_the_configuration_back(tmp_path):
     assert MODELS.read_model_config(tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    "read", [MODELS.read_model_config, MODELS.load, MODELS.classifier], ids=["settings", "load", "classifier"]
+)
+def test_a_model_of_another_domain_is_told_by_its_name(tmp_path, read):
+    """Before settings of the same names, or of none that are known here, are taken for this domain's."""
+    save_weights(tmp_path / "model.safetensors", {}, {"name": "cloud", "arguments": {"points": 8}})
+    message = f"^{tmp_path} holds cloud, which is no model of this program: use the program that wrote it, or a newer"
+    with pytest.raises(UserError, match=message):
+        read(tmp_path)
+
+
 def test_a_pretrained_encoder_is_no_classifier(tmp_path):
     export(tmp_path, 0, holds="encoder")
     with pytest.raises(

@@ -176,8 +176,8 @@ def create_classifier(config, num_classes):
     return ToyNet(**config.arguments(), num_classes=num_classes)
 
 
-def load_toy(model, path, *, keep_head=True):
-    return load_init(model, path, may_be_missing=("head.",), keep_head=keep_head)
+def load_toy(model, path, *, keep_head=True, cure=""):
+    return load_init(model, path, may_be_missing=("head.",), keep_head=keep_head, cure=cure)
 
 
 def data_defaults(values, description, explicit):

@@ -161,4 +161,5 @@ MODELS = Models(
     revealed_values={"scan": "forward"},  # its weights have no backward scan
     resolved=resolved,
     families=FAMILIES,
+    elsewhere="map-vision for models of images",
 )

@@ -15,7 +15,7 @@ NEW_IN_CLASSIFIER = ("encoder.registers.", "order_scale.1.", "head.")
 SEGMENTER_PREFIX = "backbone."
 
 
-def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> LoadReport:
+def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True, cure: str = "") -> LoadReport:
     """Start a point model from a pretraining run, a classifier, or a checkpoint of another project.
 
     Only the class token with its position, the scale of a second order and the head may be missing. Without
@@ -31,6 +31,7 @@ def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> 
         families=FAMILIES,
         convert=lambda state: refuse_segmenters(state, model, path),
         keep_head=keep_head,
+        cure=cure,
     )
 
 

@@ -282,5 +282,6 @@ MODELS = Models(
     resolved=resolved,
     families=FAMILIES,
     on_load=set_pretrained_cfg,
+    elsewhere="map-points for models of clouds",
 )
 read_model_config = MODELS.read_model_config

@@ -35,7 +35,7 @@ STATE_DICT = "the state dict"  # without a file, in messages
 log = logging.getLogger(__name__)
 
 
-def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> LoadReport:
+def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True, cure: str = "") -> LoadReport:
     """Start an image model from a pretraining run, a classifier, or a checkpoint of another project.
 
     Exactly these may be missing: registers and their positions, neck and its norm, the norm after the pooling, the
@@ -50,6 +50,7 @@ def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True) -> 
         convert=lambda state: without_unused(state, model),
         resampled=resamples,
         keep_head=keep_head,
+        cure=cure,
     )
 
 

@@ -22,7 +22,8 @@ def standard_commands(domain: DomainOrTarget, *, sample: str) -> list[Command]:
         sample: Its word for one sample, such as "image".
     """
     files = f"{sample}s"
-    result_options: Any = {"module": RESULTS_MODULE, "defaults": domain_function("data_of_run", domain)}
+    on_files: Any = {"module": RESULTS_MODULE, "defaults": domain_function("data_of_run", domain)}
+    on_data = on_files | {"defaults": domain_function("data_to_measure", domain)}
 
     def command(name: str, help: str, *, module: str = STANDARD_MODULE, **more: Any) -> Command:
         function = name.replace("-", "_")
@@ -40,10 +41,10 @@ def standard_commands(domain: DomainOrTarget, *, sample: str) -> list[Command]:
         ),
         starting_from_run(domain, finetuning),
         starting_from_run(domain, probing),
-        command("evaluate", "measure a trained model", **result_options),
-        command("predict", f"classes of {files}, as CSV", **result_options),
-        command("features", "features as npz, and a kNN score", **result_options),
-        command("reconstruct", "picture of what a pretrained model reconstructs", **result_options),
+        command("evaluate", "measure a trained model", **on_data),
+        command("predict", f"classes of {files}, as CSV", **on_files),
+        command("features", "features as npz, and a kNN score", **on_data),
+        command("reconstruct", "picture of what a pretrained model reconstructs", **on_data),
         command("info", "versions, devices, implementations, models"),
     ]
 

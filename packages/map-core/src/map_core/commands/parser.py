@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from map_core.commands.arguments import HELP, Arguments, sort_arguments
-from map_core.commands.command import Command, OtherSettings
+from map_core.commands.command import OVERRULED_BY, Command, OtherSettings
 from map_core.commands.forms import choose_forms, forms_of, settings_of_all_forms
 from map_core.commands.help import help_text
 from map_core.commands.messages import misfit, not_a_mapping, unknown_key, wrong_command_hint
@@ -108,6 +108,7 @@ def resolve(
     command_line: dict[str, Any] = {}
     for name, values in arguments.settings:
         command_line = merge(command_line, convert_option(settings[name], values, settings))
+    refuse_overruled(tree, command_line)
 
     # over them the settings inherited from the weights of --init, then the command line
     explicit = texts_of(merge(tree, command_line))
@@ -221,6 +222,22 @@ def convert_defaults(values: Mapping[str, Any], settings: Mapping[str, Setting])
             place = f"{name} of what --init names"
             raise UserError(misfit(place, value, error, settings[name].kind)) from error
     return tree
+
+
+def refuse_overruled(recipes: dict[str, Any], command_line: dict[str, Any]) -> None:
+    """Refuse a setting of the command line that a recipe would overrule by another one.
+
+    Raises:
+        UserError: naming both.
+    """
+    recipe_values, given = flatten(recipes), flatten(command_line)
+    for name, overruling in OVERRULED_BY.items():
+        value = recipe_values.get(overruling)
+        if name in given and overruling not in given and value is not None:
+            raise UserError(
+                f"{name} {given[name]} has no effect beside {overruling} {value} of the recipe, which sets it: add "
+                f"--{overruling} null, or leave --{name} out"
+            )
 
 
 def warn_of_overridden_recipes(

@@ -204,7 +204,7 @@ def features_of_run(domain: Domain, config: Any, data: OpenedData, extract: Extr
                 split_features[split] = SplitFeatures(values, labels, samples.names)
                 split_samples[split] = samples
         if is_main_process():
-            facts = describe_run(choose_device(config.evaluation.device))
+            facts = {"data": data.description, **describe_run(choose_device(config.evaluation.device))}
             with parts.writing_result():
                 write_features(
                     out,

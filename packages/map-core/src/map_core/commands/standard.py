@@ -167,10 +167,34 @@ def config_of(domain: Domain, command: str) -> type:
 
 
 def data_of_run(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:
-    """The data settings of the run named by ``--init``."""
+    """The data settings of the run named by ``--init``.
+
+    Raises:
+        UserError: it holds a model of another domain.
+    """
     description = read_description(explicit["init"]) if "init" in explicit else {}
+    if description:
+        domain.models.read_model_config(explicit["init"])  # before its settings are taken for this domain's
     values = domain.data_defaults(section_of_run(explicit, "data"), description, explicit)
     return as_defaults("data", domain.data, values)
+
+
+def data_to_measure(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:
+    """The same, for a command that reads the run's data where no files are given.
+
+    Raises:
+        UserError: ``--init`` names weights without a run, and no other setting says which data to read.
+    """
+    defaults = data_of_run(domain, explicit)
+    names_data = any(name in explicit for name in ("data.root", "data.source", f"{domain.sample}s"))
+    if "init" in explicit and not names_data and not section_of_run(explicit, "data"):
+        init = explicit["init"]
+        if read_description(init):  # otherwise there is no model either, which the command says
+            raise UserError(
+                f"{init} names no data, as the config.yaml of a run does: give --data.source folder --data.root "
+                "FOLDER, or another --data.source"
+            )
+    return defaults
 
 
 def model_of_run(domain: Domain, explicit: dict[str, str]) -> dict[str, Any]:

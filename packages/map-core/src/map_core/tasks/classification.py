@@ -183,7 +183,7 @@ class FinetuneTask(ClassificationTask):
         model = self.domain.models.create_classifier(self.config.model, len(self.data.classes))
         recompute_activations(model, self.config.training)
         if self.config.init is not None:
-            load_for_classes(self.domain, model, self.config.init, self.data)
+            load_for_classes(self.domain, model, self.config, self.data)
         return model
 
     def classifier(self, model: nn.Module) -> tuple[Any, nn.Module]:
@@ -204,7 +204,7 @@ class LinearProbeTask(ClassificationTask):
         if difference is not None:
             raise UserError(f"{difference}: a frozen encoder reads only what it was trained on; give those")
         backbone = self.domain.models.create_backbone(self.config.model)
-        self.domain.models.load_init(backbone, self.config.init)
+        self.domain.models.start_from(backbone, self.config.model, self.config.init)
         return LinearProbe(backbone, num_classes=len(self.data.classes))
 
     def classifier(self, model: nn.Module) -> tuple[Any, nn.Module]:
@@ -215,11 +215,12 @@ class LinearProbeTask(ClassificationTask):
         return config, classifier
 
 
-def load_for_classes(domain: Domain, model: nn.Module, init: str, data: OpenedData) -> None:
-    """Start a classifier from ``init``; a head for other classes starts anew.
+def load_for_classes(domain: Domain, model: nn.Module, config: Any, data: OpenedData) -> None:
+    """Start the classifier of a configuration from its ``init``; a head for other classes starts anew.
 
     Notes say so, and where the inputs differ from those of the training.
     """
+    init = config.init
     description = read_description(init)
     difference = domain.other_inputs(data.preprocessing, description)
     if difference is not None:
@@ -230,4 +231,4 @@ def load_for_classes(domain: Domain, model: nn.Module, init: str, data: OpenedDa
             f"the head of {init} tells {len(trained)} classes {', '.join(trained[:4])}, ... apart, the data has "
             f"{len(data.classes)}, {', '.join(data.classes[:4])}, ...: it starts anew"
         )
-    domain.models.load_init(model, init, keep_head=trained == data.classes)
+    domain.models.start_from(model, config.model, init, keep_head=trained == data.classes)

@@ -63,6 +63,7 @@ def load_init(
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
     resampled: Callable[[str, Tensor, Tensor], bool] = lambda key, source, target: False,
     keep_head: bool = True,
+    cure: str = "",
 ) -> LoadReport:
     """Start a model from a pretraining run, a weights file, or a checkpoint of another project.
 
@@ -77,6 +78,8 @@ def load_init(
         convert: Adapts a state dict with our names to the model.
         resampled: Called with (key, the file's tensor, the model's): whether the model resamples it when it loads.
         keep_head: Load the file's head where its shapes fit; otherwise it starts anew.
+        cure: The options with which a command would make a model that fits a file of ours, for messages; without them
+            those that describe the file's model.
 
     Raises:
         UserError: a file of no known family; an invisible setting that differs from the file's; any other missing,
@@ -112,7 +115,7 @@ def load_init(
     if any(faults.values()):
         raise UserError(
             f"{file} does not fit this model: {format_keys(faults)}; choose the model that was pretrained "
-            f"({_cure(family, converted, file)})"
+            f"({_cure(family, converted, file, cure)})"
         )
     # load, and report what was not as expected
     missing = tuple(model.load_state_dict(state, strict=False).missing_keys)
@@ -228,8 +231,10 @@ def other_guesses(model: nn.Module, converted: Converted, *, cure: Cure = option
     }
 
 
-def _cure(family: Family | None, converted: Converted, file: Path) -> str:
-    """The options that make a model that fits the file."""
+def _cure(family: Family | None, converted: Converted, file: Path, cure: str) -> str:
+    """The options that make a model that fits the file; ``cure``, if there is one, for a file of ours."""
+    if family is None and cure:
+        return cure
     if family is None:
         description = read_description(file)
         if "name" not in description:

@@ -12,12 +12,11 @@ from huggingface_hub import EvalResult, ModelCardData
 from map_core.errors import UserError, in_one_line
 from map_core.runs.files import replacing, save_json, save_text
 from map_core.tasks.domain import Domain
-from map_core.tasks.trained_models import ModelConfig, Models
+from map_core.tasks.trained_models import TRAINING_ONLY, ModelConfig, Models
 from map_core.tasks.weights import MODEL_FILE, read_description, weights_file
 
 CARD, TIMM_CONFIG = "README.md", "config.json"
 UNKNOWN = "not recorded"
-TRAINING_ONLY = ("drop_rate", "drop_path_rate")  # settings that change nothing in a trained model
 MEASURED = "test_"  # prefix of a summary's measures
 
 

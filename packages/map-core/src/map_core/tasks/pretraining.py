@@ -76,7 +76,7 @@ class PretrainTask(Task):
             config.model, config.init, may_differ=config.init_may_differ, is_classifier=False
         )
         if config.init is not None:
-            domain.models.load_init(backbone, config.init)
+            domain.models.start_from(backbone, config.model, config.init)
         if config.init_decoder:
             load_decoder(domain, self.model, config.objective, config.init)
 

@@ -1,7 +1,7 @@
 """How a domain builds its models, and rebuilds trained ones from their descriptions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -11,6 +11,7 @@ from torch import nn
 from map_core.errors import UserError, in_one_line, near_matches, reason
 from map_core.tasks.families import Family
 from map_core.tasks.initial_weights import LoadReport
+from map_core.tasks.setting_values import format_options
 from map_core.tasks.weights import description_file, read_description, read_settings, weights_file
 
 
@@ -34,13 +35,16 @@ class ModelConfig:
 Config = TypeVar("Config", bound=ModelConfig)
 Changes = Mapping[str, Any]  # of a model's settings
 NO_CHANGES: Changes = {}
+TRAINING_ONLY = ("drop_rate", "drop_path_rate")  # settings that change nothing in a trained model
 
 
 @runtime_checkable
 class LoadInit(Protocol):
-    """Starts a model from a run or weights file; without ``keep_head`` its head starts anew."""
+    """Starts a model from a run or weights file, as :func:`~map_core.tasks.initial_weights.load_init` does."""
 
-    def __call__(self, model: nn.Module, path: str | Path, *, keep_head: bool = True) -> LoadReport: ...
+    def __call__(
+        self, model: nn.Module, path: str | Path, *, keep_head: bool = True, cure: str = ""
+    ) -> LoadReport: ...
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,7 @@ class Models(Generic[Config]):
             of the model that its users need.
         loaders: Load runs and weights files of further kinds, neither classifiers nor encoders, by the ``holds`` of
             their description.
+        elsewhere: Who has the models of other names, in messages.
     """
 
     config: type[Config]
@@ -86,6 +91,7 @@ class Models(Generic[Config]):
     families: tuple[Family, ...] = ()
     on_load: Callable[[nn.Module, Config, Mapping[str, Any]], None] = lambda model, config, description: None
     loaders: Mapping[str, Callable[[str | Path], nn.Module]] = field(default_factory=dict)
+    elsewhere: str = "the program that wrote it"
 
     def describe(self, config: Config, **more: Any) -> dict[str, Any]:
         """The JSON description with which a weights file can be read without its recipe."""
@@ -99,11 +105,16 @@ class Models(Generic[Config]):
             changes: Settings that differ.
 
         Raises:
-            UserError: a description of arguments that this version does not know.
+            UserError: a description of a model of another domain, or of arguments that this version does not know.
         """
         description = read_description(path)
         if "name" not in description:
             return None
+        if description["name"] not in self.names:
+            raise UserError(
+                f"{path} holds {in_one_line(description['name'])}, which is no model of this program: use "
+                f"{self.elsewhere}, or a newer version"
+            )
         values = {"name": description["name"], **description.get("arguments", {}), **changes}
         return read_settings(self.config, values, description_file(path))
 
@@ -169,6 +180,39 @@ class Models(Generic[Config]):
                     f"{path} was trained with model.{name} {before.get(name)!r}, this model has {now.get(name)!r}: "
                     f"even where its weights fit, they would mean something else; {cure}"
                 )
+
+    def start_from(
+        self, model: nn.Module, config: Config, path: str | Path, *, keep_head: bool = True
+    ) -> LoadReport:
+        """Load the weights of a run or weights file into a model that a command made.
+
+        Args:
+            model: Made from ``config``.
+            config: The model section of a configuration.
+            path: A run or weights file.
+            keep_head: As in :class:`LoadInit`.
+
+        Raises:
+            UserError: the weights do not fit; the message names the options with which they do.
+        """
+        cure = self.options_as_trained(config, path)
+        return self.load_init(model, path, keep_head=keep_head, cure=cure)
+
+    def options_as_trained(self, config: Config, path: str | Path) -> str:
+        """The options that turn a command's model section into that of described weights; empty for others."""
+        trained = self.read_model_config(path)
+        if trained is None:
+            return ""
+        before, given = self.resolved(trained), config.arguments()
+        shared = {name: value for name, value in given.items() if name in before}
+        now = self.resolved(self.config(trained.name, **shared))
+        settings = [entry.name for entry in fields(config) if entry.name not in ("name", *TRAINING_ONLY)]
+        names = self.trained_with(settings, read_description(path))
+        other = {name: before[name] for name in names if before.get(name) not in (None, now.get(name))}
+        options = format_options({"name": trained.name, **other}, "model.")
+        # a text cannot be null by itself on a command line, but in a section
+        unset = [f"{name}: null" for name in names if name in given and before.get(name) is None]
+        return " ".join([*options, *([f"--model '{{{', '.join(unset)}}}'"] if unset else [])])
 
     def classifier(
         self, path: str | Path, changes: Changes = NO_CHANGES
