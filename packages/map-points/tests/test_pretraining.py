@@ -227,8 +227,8 @@ def test_a_model_of_no_clouds_is_refused(tiny_objective):
         ({"regions": "aftermask"}, r"objective.regions 'aftermask' is unknown; did you mean after_mask\?"),
         ({"encoder": "casual"}, r"objective.encoder 'casual' is unknown; did you mean causal\?"),
         (
-            {"decoder": "transfromer"},
-            r"objective.decoder 'transfromer' is unknown; did you mean transformer\?",
+            {"decoder": "transform"},
+            r"objective.decoder 'transform' is unknown; did you mean transformer\?",
         ),
         ({"mask_placement": "rand"}, r"objective.mask_placement 'rand' is unknown; did you mean random\?"),
     ],

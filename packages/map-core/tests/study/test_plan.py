@@ -850,8 +850,8 @@ def test_results_keep_the_study_s_settings_and_name_the_machine_s(tmp_path: Path
             "training.workers of --run_settings .*gpu.yaml must be a whole number; got 'many'",
         ),
         (
-            "training.compile: bloks",
-            "training.compile of .*gpu.yaml must be one of none, model, blocks; got 'bloks'",
+            "training.compile: part",
+            "training.compile of .*gpu.yaml must be one of none, model, blocks; got 'part'",
         ),
         ("training.workers: null", "training.workers of .*gpu.yaml must be a whole number; got null"),
         (
