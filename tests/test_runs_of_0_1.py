@@ -76,12 +76,9 @@ def test_a_run_is_resumed_as_if_its_version_had_gone_on(
             assert one[key] == pytest.approx(other[key], rel=1e-4)
 
 
+# number of test samples, and features of the first, both as version 0.1 has them
 @pytest.mark.parametrize(
-    (
-        "domain",
-        "count",
-        "first",
-    ),  # number of test samples, and features of the first, both as version 0.1 has them
+    ("domain", "count", "first"),
     [
         ("vision", 359, [-0.0580, -0.0152, -0.2401, 0.1607, 0.0375, 0.3434]),
         ("points", 200, [1.1180, 2.1791, -3.0463, 0.4832, -1.7177, 1.1336]),

@@ -201,7 +201,9 @@ def test_windows_that_torch_export_fixes_are_refused_for_any_size(runs, printed)
 
 def test_a_run_of_something_else_is_refused(tmp_path, capsys):
     save_weights(
-        tmp_path / "pretraining.safetensors", {"mask": torch.zeros(1)}, {"name": "x", "holds": "decoder"}
+        tmp_path / "pretraining.safetensors",
+        {"mask": torch.zeros(1)},
+        {"name": "hybridnet_tiny_patch16_224", "holds": "decoder"},
     )
     arguments = ["export", str(tmp_path / "pretraining.safetensors")]
     assert main("map-vision", COMMANDS, "map_vision.recipes", arguments) == 2

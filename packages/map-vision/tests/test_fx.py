@@ -35,6 +35,7 @@ SCRIPT = """
     import timm, torch
     from torchvision.models.feature_extraction import create_feature_extractor
     import map_vision
+    from map_core.ops import Linear
 
     def message(call):
         try:
@@ -46,12 +47,16 @@ SCRIPT = """
         model = timm.create_model(name, img_size=64, num_classes=3, **{"embed_dim": 24, **changes}).eval()
         images, other = torch.randn(2, 3, 64, 64), torch.randn(3, 3, 32, 96)
         part = "levels.3" if "mambavision" in name else "encoder.blocks.1"
+        graph = torch.fx.symbolic_trace(model)
+        extractor = create_feature_extractor(model, {part: "inner", "head": "scores"})
+        for layer in model.modules():
+            if isinstance(layer, Linear):  # graphs multiply with PyTorch's operator on every processor
+                layer.backend = "torch"
         outputs = []
         hook = model.get_submodule(part).register_forward_hook(lambda *call: outputs.append(call[-1]))
         scores = model(images)
         hook.remove()
-        graph = torch.fx.symbolic_trace(model)
-        extracted = create_feature_extractor(model, {part: "inner", "head": "scores"})(images)
+        extracted = extractor(images)
         return {
             "graph": torch.equal(graph(images), scores),
             "another size": torch.equal(graph(other), model(other)),

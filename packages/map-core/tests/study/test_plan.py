@@ -856,7 +856,7 @@ def test_results_keep_the_study_s_settings_and_name_the_machine_s(tmp_path: Path
         ("training.workers: null", "training.workers of .*gpu.yaml must be a whole number; got null"),
         (
             "training.workers: -1",
-            "--run_settings .*gpu.yaml: training.workers must be 0 or more; got -1; change --training.workers",
+            "--run_settings .*gpu.yaml: training.workers must be 0 or more; got -1; change there training.workers",
         ),
         ("training.device: gpu", "--run_settings .*gpu.yaml: training.device 'gpu' is unknown"),
         (

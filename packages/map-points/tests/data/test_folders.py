@@ -135,7 +135,7 @@ def test_a_split_that_a_held_out_part_replaces_is_named(tmp_path, capsys, layout
         changes = write_labels(tmp_path, [*rows, "more.npy,a,train"])
     open_folder(tmp_path, purpose, holdout=0.34, **changes)
     assert re.search(
-        rf"{split} is not evaluated on, because data.holdout is 0.34: pass --data.holdout 0 to evaluate on it\n",
+        rf"{split} is not evaluated on, because data.holdout is 0.34; data.holdout 0 would evaluate on it\n",
         capsys.readouterr().err,
     )
     open_folder(tmp_path, purpose, **changes)
@@ -410,6 +410,13 @@ def test_a_cloud_in_two_lists_is_refused(tmp_path, split, purpose):
     )
     with pytest.raises(UserError, match=message):
         open_folder(tmp_path, purpose)
+
+
+def test_two_lists_to_evaluate_on_may_name_the_same_clouds(tmp_path):
+    for name in "ab":
+        write(tmp_path / f"{name}/1.npy")
+    write_lists(tmp_path, train=["a/1.npy"], val=["b/1.npy"], test=["b/1.npy"])
+    assert len(open_folder(tmp_path, "pretrain").train) == 1
 
 
 def test_clouds_in_the_lists_of_other_splits_may_be_elsewhere(tmp_path):

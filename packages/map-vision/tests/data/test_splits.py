@@ -65,7 +65,7 @@ def test_a_split_that_a_held_out_part_replaces_is_named(
         split = f"split val of {root}"
     load(root, purpose, holdout=0.25, **settings)
     assert capsys.readouterr().err == (
-        f"{split} is not evaluated on, because data.holdout is 0.25: pass --data.holdout 0 to evaluate on it\n"
+        f"{split} is not evaluated on, because data.holdout is 0.25; data.holdout 0 would evaluate on it\n"
     )
     load(root, purpose, **settings)
     load(root, "pretrain", holdout=0.25, **settings)
@@ -242,8 +242,8 @@ def test_colours_that_a_model_of_one_channel_does_not_read_are_noted(
         return capsys.readouterr().err
 
     colours = (
-        f"{labelled}: images in colour are read in gray, as model.in_chans is 1 (with --init, the run's); to read "
-        "colours, pretrain with --model.in_chans 3\n"
+        f"{labelled}: images in colour are read in grey, as model.in_chans is 1 (with --init, the run's); to read "
+        "colours, pretrain, or train from scratch, with --model.in_chans 3\n"
     )
     assert load_gray("finetune") == load_gray("pretrain") == colours
     assert load_gray("finetune", channels=3) == load_gray("evaluate") == ""

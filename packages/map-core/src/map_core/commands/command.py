@@ -20,7 +20,8 @@ ESSENTIAL = (  # the settings that most users set, of every program
     "evaluation.batch_size", "evaluation.device",
 )  # fmt: skip
 
-OVERRULED_BY = {"training.epochs": "training.sample_budget"}  # by a setting which sets it
+# settings that follow from another one where that is set
+OVERRULED_BY = {"training.epochs": "training.sample_budget"}
 
 OtherSettings = Callable[[dict[str, str]], dict[str, Any]]  # of the explicit settings, by dotted name
 

@@ -108,19 +108,19 @@ def resolve(
     command_line: dict[str, Any] = {}
     for name, values in arguments.settings:
         command_line = merge(command_line, convert_option(settings[name], values, settings))
-    refuse_overruled(tree, command_line)
 
     # over them the settings inherited from the weights of --init, then the command line
     explicit = texts_of(merge(tree, command_line))
     pinned = convert_defaults(command.pinned_settings(explicit), settings)
     warn_of_overridden_recipes(tree, pinned, command_line)
-    tree = merge(merge(tree, pinned), command_line)
+    recipe_tree, tree = tree, merge(merge(tree, pinned), command_line)
 
     # below all of these the defaults
     defaults = convert_defaults(command.other_defaults(explicit), settings)
     config_values = fill(config_class, merge(defaults, tree))
     if arguments.request is not None:
         show_and_exit(arguments.request, program, command, settings, config_values)
+    refuse_overruled(recipe_tree, command_line)
     if missing := [f"--{name}" for name, value in flatten(config_values).items() if value is REQUIRED]:
         raise UserError(f"missing {', '.join(missing)}; add {missing[0]} VALUE")
     return instantiate(config_class, config_values)

@@ -140,7 +140,7 @@ def report_unused_split(split: str, config: EvaluationSettings, report: Callable
     """Say, by ``report``, if a split that there is, named in words, is not evaluated on because a held-out part is."""
     if evaluates_held_out(config):
         report(
-            f"{split} is not evaluated on, because data.holdout is {config.holdout:g}: pass --data.holdout 0 to "
+            f"{split} is not evaluated on, because data.holdout is {config.holdout:g}; data.holdout 0 would "
             "evaluate on it"
         )
 

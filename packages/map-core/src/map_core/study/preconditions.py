@@ -116,7 +116,7 @@ def check_added_measures(study: Study, results: Sequence[Result]) -> None:
 
 
 def refuse_impossible_runs(study: Study, domain: Domain, scratch: Path, results: Sequence[Result]) -> None:
-    """Refuse settings that no run can have, models that cannot be built, and those that their weights would not fit.
+    """Refuse settings that no run can have, and models that cannot be built or that their pretraining would not fit.
 
     One run of each kind is checked, as its command would: the others differ in seed and learning rate. The weights of
     an arm's pretraining, which need not exist yet, are compared by names and shapes.

@@ -64,4 +64,4 @@ def check_values(path: Path, settings: StudySettings) -> None:
     try:
         TrainingConfig(**values).validate()
     except UserError as error:
-        raise UserError(f"--run_settings {path}: {error}") from error
+        raise UserError(f"--run_settings {path}: {error}".replace("change --", "change there ")) from error

@@ -166,20 +166,24 @@ def _required_split(root: Path, lists: Mapping[str, Path], eval_split: str | Non
 
 
 def _listed_clouds(root: Path, lists: Mapping[str, Path], name: str) -> list[Path]:
-    """The clouds in the list called ``name``, after a check that all lists together name each cloud once."""
+    """The clouds in the list called ``name``, after a check that none to train on is listed again.
+
+    Lists to evaluate on, such as ``val`` and ``test``, may name the same clouds.
+    """
     clouds = []
-    places: dict[Path, str] = {}
+    places: dict[Path, tuple[str, str]] = {}  # the list's split, and where it stands
     for split, listing in lists.items():
         for number, line in read_lines(listing).items():
             source, shown = f"{listing}, line {number},", repr(in_one_line(line, 60))
             path = path_below(root, line, source)
             if split == name and (path.suffix.lower() not in READERS or not path.is_file()):
                 raise UserError(f"{source} names {shown}, which is not a cloud file in {root}; correct it")
-            if path in places:
+            if path not in places:
+                places[path] = split, f"line {number} of {listing.name}"
+            elif places[path][0] in (split, "train"):
                 raise UserError(
-                    f"{source} names {shown} again, after {places[path]}; name every cloud once, in one list"
+                    f"{source} names {shown} again, after {places[path][1]}; name every cloud once, in one list"
                 )
-            places[path] = f"line {number} of {listing.name}"
             if split == name:
                 clouds.append(path)
     return clouds

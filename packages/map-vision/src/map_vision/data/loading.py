@@ -113,8 +113,8 @@ def load_image_data(
     splits = choose_splits(config, preprocessing.mode, purpose)
     if preprocessing.mode == "L" and purpose in ("pretrain", "finetune") and _has_colours(splits.train):
         note(
-            f"{_where(config)}: images in colour are read in gray, as model.in_chans is 1 (with --init, the run's); to "
-            "read colours, pretrain with --model.in_chans 3"
+            f"{_where(config)}: images in colour are read in grey, as model.in_chans is 1 (with --init, the run's); to "
+            "read colours, pretrain, or train from scratch, with --model.in_chans 3"
         )
     training, evaluation = _samples(splits, config, preprocessing.mode, plain)
     if training is not None:
@@ -165,7 +165,7 @@ def load_images(
 
 
 def _has_colours(split: Split | None) -> bool:
-    """Whether the first image of a split is in colour; not if it cannot be read, of which reading it will tell."""
+    """Whether the first image of a split is in colour; False if it cannot be read, which loading it reports."""
     if split is None:
         return False
     try:
