@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 DOCS = Path(__file__).parents[1]
 sys.path.insert(0, str(DOCS))
-from tables import STUDIES, load_study  # noqa: E402
+from tables import load_study  # noqa: E402
 
 from map_core.study.definition import Arm  # noqa: E402
 from map_core.study.report import is_pretrained, scores  # noqa: E402
@@ -57,7 +57,7 @@ HYBRID = {"same": "hybrid, from scratch", "whole": "hybrid, from scratch, equal 
 MAMBA = {"same": "Mamba3D, from scratch", "model": "Mamba3D, "}
 GROUPS = (
     Group("cifar10_all_images", "CIFAR-10, 50,000 images for 6 epochs;\n1,000 labels for 16 epochs", 1000),
-    Group("cifar10_nano", "CIFAR-10, 50,000 images for 9.3 epochs,\none pretraining; 1,000 labels for 16 epochs", 1000),
+    Group("cifar10_nano", "CIFAR-10, 50,000 images for 9.3 epochs,\nonce; 1,000 labels for 16 epochs", 1000),
     Group("cifar10_longer", "CIFAR-10, 10,000 images for 6 epochs;\n1,000 labels for 60 epochs", 1000),
     Group("cifar10_table6", "CIFAR-10, 10,000 images for 6 epochs;\n1,000 labels for 10 epochs", 1000),
     Group("digits_compute", "digits for 24 epochs; 50 labels", 50),
@@ -93,8 +93,6 @@ def main() -> None:
     panels = dict(zip(PANELS, figure.subplots(1, 2, sharex=True, sharey=True), strict=True))
     y = 0.0
     for group in GROUPS:
-        if not (STUDIES / f"{group.study}.jsonl").exists():
-            continue
         study, results, _ = load_study(group.study)
         headings.append((y, group.title))
         for arm in study.arms:
