@@ -176,7 +176,7 @@ def create_classifier(config, num_classes):
     return ToyNet(**config.arguments(), num_classes=num_classes)
 
 
-def load_toy(model, path, *, keep_head=True, cure=""):
+def load_toy(model, path, *, keep_head=True, cure=str):
     return load_init(model, path, may_be_missing=("head.",), keep_head=keep_head, cure=cure)
 
 

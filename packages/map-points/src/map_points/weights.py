@@ -1,6 +1,6 @@
 """What may differ between a weights file and a point model that starts from it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ NEW_IN_CLASSIFIER = ("encoder.registers.", "order_scale.1.", "head.")
 SEGMENTER_PREFIX = "backbone."
 
 
-def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True, cure: str = "") -> LoadReport:
+def load_init(
+    model: nn.Module, path: str | Path, *, keep_head: bool = True, cure: Callable[[], str] = str
+) -> LoadReport:
     """Start a point model from a pretraining run, a classifier, or a checkpoint of another project.
 
     Only the class token with its position, the scale of a second order and the head may be missing. Without

@@ -1,7 +1,7 @@
 """Load weights into image models: what a weights file and a model may differ in."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ STATE_DICT = "the state dict"  # without a file, in messages
 log = logging.getLogger(__name__)
 
 
-def load_init(model: nn.Module, path: str | Path, *, keep_head: bool = True, cure: str = "") -> LoadReport:
+def load_init(
+    model: nn.Module, path: str | Path, *, keep_head: bool = True, cure: Callable[[], str] = str
+) -> LoadReport:
     """Start an image model from a pretraining run, a classifier, or a checkpoint of another project.
 
     Exactly these may be missing: registers and their positions, neck and its norm, the norm after the pooling, the

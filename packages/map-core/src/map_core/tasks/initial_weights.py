@@ -63,7 +63,7 @@ def load_init(
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
     resampled: Callable[[str, Tensor, Tensor], bool] = lambda key, source, target: False,
     keep_head: bool = True,
-    cure: str = "",
+    cure: Callable[[], str] = str,
 ) -> LoadReport:
     """Start a model from a pretraining run, a weights file, or a checkpoint of another project.
 
@@ -78,8 +78,8 @@ def load_init(
         convert: Adapts a state dict with our names to the model.
         resampled: Called with (key, the file's tensor, the model's): whether the model resamples it when it loads.
         keep_head: Load the file's head where its shapes fit; otherwise it starts anew.
-        cure: The options with which a command would make a model that fits a file of ours, for messages; without them
-            those that describe the file's model.
+        cure: Returns the options with which a command would make a model that fits a file of ours, for messages; where
+            it has none, those that describe the file's model are named.
 
     Raises:
         UserError: a file of no known family; an invisible setting that differs from the file's; any other missing,
@@ -231,11 +231,11 @@ def other_guesses(model: nn.Module, converted: Converted, *, cure: Cure = option
     }
 
 
-def _cure(family: Family | None, converted: Converted, file: Path, cure: str) -> str:
-    """The options that make a model that fits the file; ``cure``, if there is one, for a file of ours."""
-    if family is None and cure:
-        return cure
+def _cure(family: Family | None, converted: Converted, file: Path, cure: Callable[[], str]) -> str:
+    """The options that make a model that fits the file; for one of ours those of ``cure``, if it has any."""
     if family is None:
+        if options := cure():
+            return options
         description = read_description(file)
         if "name" not in description:
             return "--model.name and its sizes"

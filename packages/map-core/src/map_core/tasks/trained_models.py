@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -43,7 +44,7 @@ class LoadInit(Protocol):
     """Starts a model from a run or weights file, as :func:`~map_core.tasks.initial_weights.load_init` does."""
 
     def __call__(
-        self, model: nn.Module, path: str | Path, *, keep_head: bool = True, cure: str = ""
+        self, model: nn.Module, path: str | Path, *, keep_head: bool = True, cure: Callable[[], str] = str
     ) -> LoadReport: ...
 
 
@@ -195,8 +196,9 @@ class Models(Generic[Config]):
         Raises:
             UserError: the weights do not fit; the message names the options with which they do.
         """
-        cure = self.options_as_trained(config, path)
-        return self.load_init(model, path, keep_head=keep_head, cure=cure)
+        return self.load_init(
+            model, path, keep_head=keep_head, cure=partial(self.options_as_trained, config, path)
+        )
 
     def options_as_trained(self, config: Config, path: str | Path) -> str:
         """The options that turn a command's model section into that of described weights; empty for others."""
