@@ -200,6 +200,15 @@ def test_epochs_beside_a_budget_of_a_recipe_are_refused(tmp_path, capsys):
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["training"]["epochs"] == 2
 
 
+def test_a_warmup_beside_a_budget_of_a_recipe_is_refused(tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("training: {sample_budget: 24}\n")
+    line = [option for option in QUICK if "training.epochs" not in option]
+    assert run("pretrain", "--config", recipe, *line, "--out", tmp_path / "run") == 2
+    message = "training.warmup_epochs 0.0 has no effect beside training.sample_budget 24 of the recipe"
+    assert message in capsys.readouterr().err
+
+
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
@@ -461,11 +470,25 @@ def weights(runs, tmp_path):
 
 @pytest.mark.parametrize("command", ["evaluate", "features", "reconstruct"])
 def test_weights_without_a_run_name_no_data_to_measure_on(weights, tmp_path, capsys, command):
-    assert run(command, "--init", weights, "--out", tmp_path / "out.png") == 2
-    assert capsys.readouterr().err == (
-        f"map-toy: error: {weights} names no data, as the config.yaml of a run does: give --data.source folder "
-        "--data.root FOLDER, or another --data.source\n"
+    line = [command, "--init", weights, "--out", tmp_path / "out.png"]
+    assert run(*line, "--print_config") == 2
+    assert run(*line) == 2
+    assert (
+        capsys.readouterr().err
+        == (
+            f"map-toy: error: {weights} names no data, as the config.yaml of a run does: give --data.source folder "
+            "--data.root FOLDER, or another --data.source\n"
+        )
+        * 2
     )
+
+
+@pytest.mark.parametrize("request_", ["--help", "--help-all"])
+def test_help_is_shown_whatever_init_lacks(weights, capsys, request_):
+    with pytest.raises(SystemExit) as end:
+        run("evaluate", "--init", weights, request_)
+    assert end.value.code == 0
+    assert "--data.root" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

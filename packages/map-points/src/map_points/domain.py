@@ -165,8 +165,12 @@ def data_defaults(
     """A run's data settings for later commands: points keep the channels that the model was trained with.
 
     Their mean and deviation go with these channels alone. Clouds have as many points as in training, and where their
-    source is the same, they are prepared as there. Settings that the source to read does not read are left out.
+    source is the same, they are prepared as there; that of weights without their run is taken for a given data.root.
+    Settings that the source to read does not read are left out.
     """
+    preparation = description.get("preparation", {})
+    if "data.root" in options and "source" not in values and "source" in preparation:
+        values = values | {"source": preparation["source"]}
     source = options.get("data.source", values.get("source"))
     unread = {name for name, reader in SOURCE_OF_SETTING.items() if reader != source}
     if source == "shapes":
@@ -181,7 +185,6 @@ def data_defaults(
     elif "data.statistics" not in options and SCALING[0] in description:  # in place of the statistics file
         unread.add("statistics")
         trained |= {name: description[name] for name in SCALING if name in description}
-    preparation = description.get("preparation", {})
     is_same_source = options.get("data.source", preparation.get("source")) == preparation.get("source")
     names = ("num_points", "unit_sphere", "up_axis") if is_same_source else ("num_points",)
     trained |= {name: preparation[name] for name in names if name in preparation}

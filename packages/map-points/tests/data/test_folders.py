@@ -563,6 +563,16 @@ def test_settings_that_another_source_does_not_read_are_no_defaults():
     assert data_defaults(run, {}, {"data.source": "folder", "data.root": "others"}) == run
 
 
+def test_a_folder_given_to_weights_alone_is_of_the_source_that_they_were_trained_on():
+    description = {"preparation": {"source": "modelnet40_npz", "num_points": 1024}}
+    given = {"data.root": "clouds.npz"}
+    assert data_defaults({}, description, given) == {"source": "modelnet40_npz", "num_points": 1024}
+    assert "source" not in data_defaults({}, description, {})
+    assert data_defaults({"source": "folder"}, description, given)["source"] == "folder"
+    other = given | {"data.source": "hdf5"}
+    assert data_defaults({}, description, other)["num_points"] == 1024
+
+
 def test_clouds_are_prepared_as_the_description_of_a_model_says():
     trained = PointDataConfig("scanobjectnn", "h5", num_points=2048).preparation
     assert trained == {"source": "scanobjectnn", "num_points": 2048, "unit_sphere": False, "up_axis": "y"}

@@ -8,8 +8,8 @@ from map_core.commands.settings import Setting
 from map_core.commands.values import takes_several
 from map_core.errors import UserError, near_matches
 
-HELP = ("-h", "--help")
-REQUESTS = (*HELP, "--help-all", "--print_config")  # shown instead of running the command
+HELP, PRINT_CONFIG = ("-h", "--help"), "--print_config"
+REQUESTS = (*HELP, "--help-all", PRINT_CONFIG)  # shown instead of running the command
 CONFIG = "--config"
 
 

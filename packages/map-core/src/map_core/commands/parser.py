@@ -7,12 +7,13 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Collection, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
-from map_core.commands.arguments import HELP, Arguments, sort_arguments
+from map_core.commands.arguments import HELP, PRINT_CONFIG, Arguments, sort_arguments
 from map_core.commands.command import OVERRULED_BY, Command, OtherSettings
 from map_core.commands.forms import choose_forms, forms_of, settings_of_all_forms
 from map_core.commands.help import help_text
@@ -99,25 +100,21 @@ def resolve(
     config_class, layers = choose_forms(command.config_class, layers, top_layer)
     settings = collect_settings(config_class)
 
-    # recipes in order
-    tree: dict[str, Any] = {}
+    recipe_tree: dict[str, Any] = {}
     for layer in layers:
         hint = wrong_command_hint(layer.source, command, commands)
-        tree = merge(tree, convert_layer(layer, settings, hint))
+        recipe_tree = merge(recipe_tree, convert_layer(layer, settings, hint))
 
     command_line: dict[str, Any] = {}
     for name, values in arguments.settings:
         command_line = merge(command_line, convert_option(settings[name], values, settings))
 
-    # over them the settings inherited from the weights of --init, then the command line
-    explicit = texts_of(merge(tree, command_line))
-    pinned = convert_defaults(command.pinned_settings(explicit), settings)
-    warn_of_overridden_recipes(tree, pinned, command_line)
-    recipe_tree, tree = tree, merge(merge(tree, pinned), command_line)
-
-    # below all of these the defaults
-    defaults = convert_defaults(command.other_defaults(explicit), settings)
-    config_values = fill(config_class, merge(defaults, tree))
+    explicit = texts_of(merge(recipe_tree, command_line))
+    pinned, defaults = inherited(command, explicit, settings, arguments.request)
+    warn_of_overridden_recipes(recipe_tree, pinned, command_line)
+    # the later ones win
+    tree = reduce(merge, (defaults, recipe_tree, pinned, command_line))
+    config_values = fill(config_class, tree)
     if arguments.request is not None:
         show_and_exit(arguments.request, program, command, settings, config_values)
     refuse_overruled(recipe_tree, command_line)
@@ -212,6 +209,25 @@ def read_section(place: str, text: str) -> Layer:
     )
 
 
+def inherited(
+    command: Command, explicit: dict[str, str], settings: Mapping[str, Setting], request: str | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A command's pinned settings and its other defaults; none where help is asked for and they cannot be had.
+
+    Raises:
+        UserError: what ``--init`` names cannot be read, or does not fit the command.
+    """
+    try:
+        return (
+            convert_defaults(command.pinned_settings(explicit), settings),
+            convert_defaults(command.other_defaults(explicit), settings),
+        )
+    except UserError:
+        if request in (None, PRINT_CONFIG):
+            raise
+        return {}, {}
+
+
 def convert_defaults(values: Mapping[str, Any], settings: Mapping[str, Setting]) -> dict[str, Any]:
     """Convert a command's other defaults, by dotted name."""
     tree: dict[str, Any] = {}
@@ -270,7 +286,7 @@ def show_and_exit(
     config_values: dict[str, Any],
 ) -> None:
     """Print help or the resolved configuration, and end."""
-    if request == "--print_config":
+    if request == PRINT_CONFIG:
         print(yaml.safe_dump(yaml_values(config_values), sort_keys=False), end="")
     else:
         everything = request not in HELP

@@ -112,7 +112,10 @@ class PointDataConfig:
         if self.root is not None and not self.root.strip():
             raise UserError("data.root is empty: give the path of the data, or leave the setting out")
         if self.source == "shapes" and self.root is not None:
-            raise UserError(f"data.root is {self.root}, but the embedded shapes have no folder: leave it out")
+            raise UserError(
+                f"data.root is {self.root}, but the embedded shapes have no folder: say with --data.source what is read "
+                "there, or leave it out"
+            )
         if self.source != "shapes" and self.root is None:
             raise UserError(f"data.source {self.source!r} is read from a path: give --data.root")
 
