@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from map_core.ops import selective_scan
 from map_core.ops.exporting import for_export
-from map_core.tasks.onnx_file import quietly
+from map_core.quiet import quietly
 
 LENGTH, CHANNELS, STATES = 208, 384, 16  # of hybridnet_tiny_patch16_224
 NAMES = ("u", "delta", "B", "C")

@@ -16,7 +16,7 @@ from map_core.errors import UserError
 
 PROGRAMS = {"map-vision": map_vision.cli.COMMANDS, "map-points": map_points.cli.COMMANDS}
 # settings whose negative values are valid
-MAY_BE_NEGATIVE = {"data.ignore_label", "data.mean", "data.holdout_seed", "data.subset_seed"}
+MAY_BE_NEGATIVE = {"data.ignore_label", "data.mean"}
 
 
 @cache

@@ -1,13 +1,17 @@
 """The decoder lays out visible features and mask tokens in sequence order and returns the hidden ones."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from map_core import Features, RegionDecoder, Regions, make_position, region_attention_mask, sample_mask
+from map_core.errors import UserError
 from map_core.initialization import undecayed_parameters
+from map_core.objectives.autoregression import NextRegionDecoder
+from map_core.objectives.mamba_decoder import MambaRegionDecoder
 from map_core.testing import LinearPosition, toy_tokens
 from map_core.tokens import gather_tokens
 
@@ -154,3 +158,11 @@ def test_positions_are_added_before_every_block_where_asked_for():
     expected = torch.stack([decoder.norm(x)[b, mask.hidden[b]] for b in range(3)])
     all_pairs = torch.ones(1, LENGTH, LENGTH, dtype=torch.bool)
     torch.testing.assert_close(decoder(features, tokens, mask, REGIONS, all_pairs), expected)
+
+
+@pytest.mark.parametrize(
+    "make", [RegionDecoder, NextRegionDecoder, partial(MambaRegionDecoder, attention="map")]
+)
+def test_a_decoder_without_blocks_is_refused(make):
+    with pytest.raises(UserError, match="depth of a decoder must be at least 1; got 0"):
+        make(ENCODER_DIM, LinearPosition(WIDTH), embed_dim=WIDTH, depth=0)

@@ -123,6 +123,33 @@ def test_an_unknown_placement_names_its_near_matches():
         Masking(strategy="sequential", placement="rand")(toy_tokens(LENGTH), Draw.of_batch(1))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ratio": 1.0}, r"mask ratio must lie in \[0, 1\); got 1.0"),
+        ({"ratio": math.nan}, r"mask ratio must lie in \[0, 1\); got nan"),
+        ({"ratio_std": 0.0}, "mask ratio_std must be positive; got 0.0"),
+        ({"ratio_std": -1.0}, "mask ratio_std must be positive; got -1.0"),
+        ({"ratio_bounds": (0.7, 0.3)}, "mask ratio_bounds must satisfy 0 < low < high < 1; got 0.7, 0.3"),
+        ({"unit": 0}, "mask unit must be at least 1; got 0"),
+        ({"unit": -2}, "mask unit must be at least 1; got -2"),
+        ({"placement": "random"}, "mask placement 'random' has no effect with mask strategy 'random'"),
+        ({"strategy": "rand"}, r"mask strategy 'rand' is unknown; did you mean random\?"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_masking_that_no_tokens_could_have_is_refused_when_it_is_made(changes, message):
+    with pytest.raises(UserError, match=message):
+        Masking(**changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"strategy": "sequential", "placement": "random"}])
+def test_a_draw_of_another_batch_is_refused(changes):
+    message = r"the draw is of 8 samples, the batch has 4: .*Draw.of_batch\(len\(inputs\)"
+    with pytest.raises(UserError, match=message):
+        Masking(**changes)(toy_tokens(LENGTH, batch=4), Draw.of_batch(8))
+
+
 def test_hiding_within_regions_needs_regions():
     with pytest.raises(
         UserError, match="mask scope 'region' needs the regions of the tokens; pass them, or use"

@@ -410,3 +410,9 @@ def test_a_toy_backbone_keeps_together_what_belongs_to_a_token(vectors, num_glob
 def test_an_unknown_encoder_is_refused():
     with pytest.raises(UserError, match=r"encoder 'casual' is unknown; did you mean causal\?"):
         toy_objective(encoder="casual")
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_attention_mask_is_refused():
+    with pytest.raises(UserError, match=r"attention mask kind 'mapp' is unknown; did you mean map, mae\?"):
+        toy_objective(attention="mapp")

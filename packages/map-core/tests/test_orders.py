@@ -193,6 +193,12 @@ def test_orders_along_a_grid_are_refused_to_points(order):
         scan_order(torch.randn(1, 8, 3), order)
 
 
+def test_blocks_of_no_size_are_refused():
+    position = toy_tokens(grid=(2, 2)).position
+    with pytest.raises(UserError, match="block_size must be at least 1x1; got 0x1"):
+        scan_order(position, "block", grid=(2, 2), block_size=(0, 1))
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_an_unknown_order_names_its_near_matches():
     with pytest.raises(UserError, match=r"scan order 'hilbrt' is unknown; did you mean hilbert\?"):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Literal
 
+import numpy as np
 import pytest
 
 from map_core import UserError
@@ -20,7 +21,7 @@ from map_core.ranges import LARGEST_SEED, check, check_choices, refuse_without_e
         ("shares", (0, 0.5, 1.0), (-0.1, 1.1, math.nan)),
         ("shares_below_one", (0, 0.99), (-0.1, 1.0, math.nan)),
         ("inside_zero_and_one", (0.01, 0.99), (0, 1, math.nan)),
-        ("seeds", (0, LARGEST_SEED), (-1, LARGEST_SEED + 1)),
+        ("seeds", (0, LARGEST_SEED, np.int64(7)), (-1, LARGEST_SEED + 1, 0.5, "0")),
     ],
 )
 def test_bounds(rule, allowed, refused):

@@ -208,4 +208,12 @@ def test_regions_of_a_grid_need_one():
 @pytest.mark.usefixtures("unchecked")
 def test_an_unknown_region_names_its_near_matches():
     with pytest.raises(UserError, match=r"region 'blocks' is unknown; did you mean block\?"):
-        GridRegions("blocks")(toy_tokens(grid=(2, 2)))
+        GridRegions("blocks")
+
+
+@pytest.mark.parametrize("block_size", [(0, 2), (-2, 2), (2, 0)])
+def test_blocks_of_no_size_are_refused(block_size):
+    with pytest.raises(
+        UserError, match=rf"block_size must be at least 1x1; got {block_size[0]}x{block_size[1]}"
+    ):
+        GridRegions("block", block_size)

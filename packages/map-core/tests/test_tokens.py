@@ -23,6 +23,12 @@ def test_gathering_equals_indexing_each_sample(tail, shared_values, shared_index
         assert torch.equal(gathered[b], expected)
 
 
+@pytest.mark.parametrize(("values", "index"), [(0, 0), (0, 1), (1, 0)])
+def test_gathering_from_an_empty_batch_gives_one(values, index):
+    gathered = gather_tokens(torch.randn(values, 7, 3), torch.zeros(index, 5, dtype=torch.long))
+    assert gathered.shape == (0, 5, 3)
+
+
 @pytest.mark.parametrize("shared_origin", [True, False])
 def test_undoing_the_scan_puts_every_value_back(shared_origin):
     """``origin`` holds each token's index before the scan, for all samples together or for each."""

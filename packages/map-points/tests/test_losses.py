@@ -75,6 +75,18 @@ def test_an_unknown_matching_is_refused():
         masked_distance(torch.randn(2, 3, 12), torch.randn(2, 3, 4, 3), matching="chamfer")
 
 
+@pytest.mark.parametrize("distance", [chamfer_distance, transport_distance])
+@pytest.mark.parametrize(("n", "m"), [(0, 4), (4, 0)])
+def test_a_set_without_points_is_refused(distance, n, m):
+    with pytest.raises(UserError, match=f"between sets that have points; got {n} and {m} points"):
+        distance(torch.randn(2, n, 3), torch.randn(2, m, 3))
+
+
+def test_a_prediction_that_is_no_number_of_points_is_refused():
+    with pytest.raises(UserError, match=r"a multiple of 3 values; got 13: give the head 3 \* patch_size"):
+        masked_distance(torch.randn(2, 3, 13), torch.randn(2, 3, 4, 3))
+
+
 def best_assignment(a, b, kind):
     """The cheapest of all ways to give each point of a one of b."""
     squared = ((a[:, None] - b[None]) ** 2).sum(-1)

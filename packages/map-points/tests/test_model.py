@@ -1,5 +1,7 @@
 """Point models: their parameters, what reaches their encoder and their head, and what must not matter."""
 
+from typing import get_args
+
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from map_points import create_point_model
 from map_points.domain import DOMAIN
 from map_points.factory import MODELS, PointModelConfig, create_backbone, create_classifier
 from map_points.model import MODEL_NAMES
+from map_points.tokenizer import PointOrder
 
 TINY = {"embed_dim": 16, "num_heads": 2, "num_patches": 16, "patch_size": 4, "layout": "MMT"}
 
@@ -289,3 +292,32 @@ def test_an_unknown_model_is_refused():
 def test_dropout_in_the_head_has_the_rate_asked_for():
     model = tiny(drop_rate=0.25)
     assert [module.p for module in model.head if isinstance(module, torch.nn.Dropout)] == [0.25, 0.25]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"drop_path_rate": 1.5}, r"model.drop_path_rate must lie in \[0, 1\); got 1.5"),
+        ({"num_patches": 0}, "model.num_patches must be at least 1; got 0"),
+        ({"patch_size": 0}, "model.patch_size must be at least 1; got 0"),
+        ({"neighbors": 0}, "model.neighbors must be at least 1; got 0"),
+        ({"in_chans": 2}, "model.in_chans must be at least 3, for x, y and z; got 2"),
+        ({"order": "zigzag"}, "order 'zigzag' is unknown; .*fps.*hilbert_cells_swapped"),
+        ({"second_order": "zigzag"}, "second_order 'zigzag' is unknown; .*hilbert_cells_swapped"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_an_argument_out_of_range_is_refused_when_the_model_is_made(change, message):
+    with pytest.raises(UserError, match=message):
+        tiny(**change)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_clouds_must_come_as_a_batch():
+    with pytest.raises(UserError, match=r"a batch of clouds \(b, n, c\): a single cloud is points\[None\]"):
+        tiny()(torch.randn(64, 3))
+
+
+@pytest.mark.parametrize("order", get_args(PointOrder))
+def test_an_empty_batch_has_no_scores(order):
+    assert tiny(order=order).eval()(torch.randn(0, 64, 3)).shape == (0, tiny().num_classes)

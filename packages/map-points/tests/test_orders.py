@@ -45,6 +45,13 @@ def test_curves_do_not_depend_on_the_order_of_sampling(order):
     assert torch.equal(walk, again)
 
 
+@pytest.mark.parametrize("order", ["z_order", "hilbert", "hilbert_cells", "hilbert_cells_swapped"])
+def test_far_centres_in_double_precision_are_ordered_as_near_ones(order):
+    near = torch.randint(0, 2**20, (2, 64, 3)).double() / 2**20  # whose sums with the shift are exact
+    far = near + torch.tensor([450_000.0, 5_400_000.0, 300.0], dtype=torch.float64)
+    assert torch.equal(order_patches(far, order), order_patches(near, order))
+
+
 @pytest.mark.parametrize("order", ["fps", "z_order", "hilbert"])
 def test_coinciding_centres_keep_their_order(order):
     assert order_patches(torch.zeros(1, 5, 3), order).tolist() == [[0, 1, 2, 3, 4]]

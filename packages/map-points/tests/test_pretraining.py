@@ -17,7 +17,8 @@ from map_core.training import train
 from map_points.domain import DOMAIN
 from map_points.factory import create_backbone, create_classifier
 from map_points.losses import chamfer_distance, masked_distance, transport_distance
-from map_points.pretraining import PointSimMIMConfig, build_objective
+from map_points.model import create_point_model
+from map_points.pretraining import PointContrastiveConfig, PointSimMIMConfig, build_objective
 
 
 @pytest.fixture
@@ -150,6 +151,28 @@ def test_diagonals_of_clouds_are_refused_for_simmim_too(tiny_model):
 def test_a_class_token_is_refused(tiny_model, tiny_objective):
     with pytest.raises(UserError, match="pretraining has no class token"):
         build_objective(create_classifier(tiny_model, 2), tiny_objective)
+
+
+def test_a_second_order_is_refused_where_patches_are_predicted(tiny_model, tiny_objective):
+    def model():
+        return create_point_model(
+            "point_mamba", 0, embed_dim=16, patch_hidden_dim=8, num_patches=16, patch_size=4, layout="SS"
+        )
+
+    for objective in (tiny_objective, PointSimMIMConfig()):
+        with pytest.raises(UserError, match=r"reads its patches in two orders .* with second_order=None"):
+            build_objective(model(), objective)
+    contrastive = build_objective(model(), PointContrastiveConfig(hidden_dim=16, out_dim=8))
+    assert contrastive(torch.randn(2, 2, 64, 3), Draw.of_batch(2)).loss.isfinite()
+
+
+@pytest.mark.parametrize("linear_head", [False, True])
+def test_a_classifiers_head_is_frozen(tiny_model, tiny_objective, linear_head):
+    """A process would wait for a missing gradient."""
+    arguments = tiny_model.arguments() | {"class_token": False, "linear_head": linear_head}
+    objective = build_objective(create_point_model(tiny_model.name, 5, **arguments), tiny_objective)
+    objective(torch.randn(2, 64, 3), Draw.of_batch(2)).loss.backward()
+    assert not [name for name, p in objective.named_parameters() if p.requires_grad and p.grad is None]
 
 
 def test_a_pretraining_run_can_be_read_back(pretrained):

@@ -10,6 +10,7 @@ from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 from PIL import Image
@@ -179,7 +180,10 @@ class TestRuns:
         assert command(*line, "--model.in_chans=1", "--out", tmp_path / "run") == 2
         error = capsys.readouterr().err
         assert f"{runs}/pretrain was trained with model.in_chans 3, this model has 1" in error
-        assert "leave --model.in_chans to the run" in error
+        assert (
+            "; give --model.in_chans 3 and such data, or leave it to the run, or train without --init"
+            in error
+        )
 
     def test_another_number_of_heads_must_be_meant(self, runs, image_folder, tmp_path, capsys):
         line = ["finetune", "--data.root", image_folder, *MODEL, *SHORT, "--init", runs / "pretrain"]
@@ -607,6 +611,20 @@ class TestMistakes:
         assert "--model.patch_size 4 --model.layout MT --model.embed_dim 16" in options
         assert command(*line, *shlex.split(options), "--out", tmp_path / "run") == 0
 
+    def test_the_options_for_another_projects_checkpoint_can_be_followed(
+        self, error_of, image_folder, tmp_path
+    ):
+        """Over the sizes that the recipe sets for its own model."""
+        vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0)
+        torch.save(vit.state_dict(), tmp_path / "vit.pth")
+        line = ["finetune", "--config", "finetune_folder", "--data.root", image_folder, "--data.holdout=0"]
+        line += [*SHORT, "--training.sample_budget=null", "--init", tmp_path / "vit.pth"]
+        error = error_of(*line)
+        options = error.partition("choose the model that was pretrained (")[2].removesuffix(")")
+        assert "--model.name map_vit_tiny_patch16_224" in options
+        options = options.partition(": ")[2]
+        assert command(*line, *shlex.split(options), "--out", tmp_path / "run") == 0
+
     def test_run_of_the_other_program(self, error_of, image_folder, tmp_path):
         description = {"name": "hybridnet3d", "holds": "classifier", "classes": ["cup", "jar"]}
         (tmp_path / "model.json").write_text(json.dumps(description))
@@ -685,7 +703,7 @@ class TestMistakes:
     def test_precision_that_does_not_exist(self, error_of, runs, image_folder, name):
         images = ["--images", image_folder] if name == "predict" else []
         error = error_of(name, "--init", runs / "finetune", "--evaluation.precision=fp16", *images)
-        assert "evaluation.precision 'fp16' is unknown; known names: bf16, fp32" in error
+        assert "--evaluation.precision must be one of fp32, bf16; got 'fp16'" in error
 
     def test_split_that_does_not_exist(self, error_of, runs):
         error = error_of("reconstruct", "--init", runs / "pretrain", "--split=val")

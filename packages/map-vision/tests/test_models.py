@@ -585,6 +585,19 @@ class TestImageSizes:
         with pytest.raises(UserError, match=message):
             make_tiny()(images(1, 3, 36, 32))
 
+    @pytest.mark.usefixtures("unchecked")
+    @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 1, 3, 32, 32)])
+    def test_images_must_come_as_a_batch(self, make_tiny, shape):
+        with pytest.raises(
+            UserError, match=r"a batch of images \(b, c, h, w\): a single image is images\[None\]"
+        ):
+            make_tiny()(torch.randn(shape))
+
+    @pytest.mark.parametrize("order", ["row", "hilbert"])
+    def test_no_images_have_no_scores(self, make_tiny, order):
+        model = make_tiny(order=order)
+        assert model(torch.randn(0, 3, 32, 32)).shape == (0, model.num_classes)
+
     def test_channels_must_be_the_models(self, make_tiny):
         with pytest.raises(UserError, match=r"images have 1 channels, the model takes in_chans=3; convert"):
             make_tiny()(images(1, 1, 32, 32))

@@ -16,7 +16,7 @@ from map_core.tasks.pretraining import PretrainTask, hide_and_reconstruct, load_
 from map_core.tasks.weights import read_description
 from map_core.training import train
 from map_vision.domain import DOMAIN
-from map_vision.factory import ModelConfig, create_backbone
+from map_vision.factory import ModelConfig, create_backbone, create_model
 from map_vision.mambavision import MambaVision
 from map_vision.pictures import reconstruct
 from map_vision.pretraining import OBJECTIVES, ImageObjectiveConfig, ImageSimMIMConfig, build_objective
@@ -404,6 +404,24 @@ def test_all_that_is_trained_has_a_gradient(model, objective):
     images = torch.randn(2, 2, 3, 32, 32) if objective.method == "contrastive" else torch.randn(2, 3, 32, 32)
     built(images, DRAW).loss.backward()
     assert not [name for name, p in built.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_classifiers_head_is_frozen(objective):
+    small = {"decoder_depth": 1, "decoder_dim": 16, "decoder_heads": 2}
+    settings = OBJECTIVES[objective]
+    changes = {name: value for name, value in small.items() if hasattr(settings, name)}
+    model = ModelConfig(
+        "hybridnet_nano_patch4_32", layout="MT", embed_dim=32, num_heads=2, num_registers=0, global_pool="avg",
+        bidirectional=objective != "autoregression",
+    )  # fmt: skip
+    built = build_objective(create_model(model, 5), settings(**changes))
+    images = torch.randn(2, 2, 3, 32, 32) if objective == "contrastive" else torch.randn(2, 3, 32, 32)
+    built(images, DRAW).loss.backward()
+    without_gradient = [name for name, p in built.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without_gradient
+    built.backbone.reset_classifier(5)
+    assert built.backbone.head.weight.requires_grad
 
 
 def test_a_norm_that_the_decoder_has_not_is_refused():

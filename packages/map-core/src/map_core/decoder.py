@@ -1,14 +1,28 @@
 """The Transformer decoder, which reconstructs the hidden tokens; its attention mask makes it go region by region."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from map_core.blocks import TransformerBlock, make_norm, residual_stream
+from map_core.errors import UserError
 from map_core.masking import TokenMask, predicted_tokens
 from map_core.ops import Linear
 from map_core.positions import embed_positions
 from map_core.tokens import Features, Regions, Tokens
+
+
+def require_depth(depth: int) -> None:
+    """Check the number of a decoder's blocks.
+
+    Raises:
+        UserError: it is below 1.
+    """
+    if depth < 1:
+        raise UserError(f"depth of a decoder must be at least 1; got {depth}")
 
 
 class RegionDecoder(nn.Module):
@@ -24,6 +38,10 @@ class RegionDecoder(nn.Module):
         num_global: Global tokens at the front of every sequence whose positions are learned here; 0 where there are
             none, or where ``position`` covers them.
         repeat_position: Add the position embedding before every block, not only before the first.
+        make_block: Makes a block for a subclass that runs others than a Transformer's.
+
+    Raises:
+        UserError: a depth below 1.
     """
 
     def __init__(
@@ -38,18 +56,21 @@ class RegionDecoder(nn.Module):
         norm_eps: float = 1e-5,
         num_global: int = 0,
         repeat_position: bool = False,
+        make_block: Callable[[], nn.Module] | None = None,
     ) -> None:
         super().__init__()
+        require_depth(depth)
+        if make_block is None:
+            make_block = partial(
+                TransformerBlock, embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, norm_eps=norm_eps
+            )
         self.embed_dim, self.repeat_position = embed_dim, repeat_position
         self.embed = Linear(encoder_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.empty(embed_dim))
         nn.init.normal_(self.mask_token, std=0.02)
         self.position = position
         self.global_position = nn.Parameter(torch.zeros(num_global, embed_dim)) if num_global else None
-        self.blocks = nn.ModuleList(
-            TransformerBlock(embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, norm_eps=norm_eps)
-            for _ in range(depth)
-        )
+        self.blocks = nn.ModuleList(make_block() for _ in range(depth))
         self.norm = make_norm("layer", embed_dim, norm_eps)
 
     def check(self, tokens: Tokens, regions: Regions) -> None:

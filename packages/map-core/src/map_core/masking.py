@@ -63,6 +63,22 @@ class Masking:
     unit: int = 1
     placement: MaskPlacement = "fixed"
 
+    def __post_init__(self) -> None:
+        """Check what needs no tokens.
+
+        Raises:
+            UserError: a ratio, its deviation or its bounds out of range; a unit below 1; an unknown strategy, scope or
+                placement; or a random placement that would have no effect.
+        """
+        choices = (("strategy", MaskStrategy), ("scope", MaskScope), ("placement", MaskPlacement))
+        for what, kinds in choices:
+            if getattr(self, what) not in get_args(kinds):
+                raise unknown_name(f"mask {what}", getattr(self, what), get_args(kinds))
+        check_ratio("mask ratio", self.ratio, self.ratio_std, self.ratio_bounds)
+        check_placement("mask ", self.placement, self.strategy)
+        if self.unit < 1:
+            raise UserError(f"mask unit must be at least 1; got {self.unit}")
+
     @property
     def highest_ratio(self) -> float:
         """The largest share that a step may hide."""
@@ -84,13 +100,9 @@ class Masking:
         """Hide tokens of a batch; only scope ``region`` needs ``regions``.
 
         Raises:
-            UserError: an unknown scope or placement, scope ``region`` without regions, or what :func:`sample_mask`
-                raises.
+            UserError: a draw of another number of samples, scope ``region`` without regions, or what
+                :func:`sample_mask` raises.
         """
-        if self.scope not in get_args(MaskScope):
-            raise unknown_name("mask scope", self.scope, get_args(MaskScope))
-        if self.placement not in get_args(MaskPlacement):
-            raise unknown_name("mask placement", self.placement, get_args(MaskPlacement))
         if self.scope == "region" and regions is None:
             raise UserError(
                 "mask scope 'region' needs the regions of the tokens; pass them, or use scope 'all'"
@@ -100,9 +112,50 @@ class Masking:
             noise = draw.uniform("mask", tokens.length, tokens.embedding.device)
         elif self.placement == "random":
             noise = draw.uniform("mask placement", 1, tokens.embedding.device)
+        if noise is not None and len(noise) != tokens.batch_size:
+            raise UserError(
+                f"the draw is of {len(noise)} samples, the batch has {tokens.batch_size}: draw for this batch, such as "
+                "Draw.of_batch(len(inputs), seed=seed, step=step)"
+            )
         within = regions if self.scope == "region" else None
         ratio = self.step_ratio(draw)
         return sample_mask(tokens, ratio, self.strategy, noise=noise, within=within, unit=self.unit)
+
+
+def check_ratio(name: str, ratio: float, std: float | None, bounds: tuple[float, float]) -> None:
+    """Check a mask ratio, and how it is drawn.
+
+    Args:
+        name: Name of the ratio in messages.
+        ratio, std, bounds: See :class:`Masking`.
+
+    Raises:
+        UserError: one of them is out of range.
+    """
+    if not 0 <= ratio < 1:
+        raise UserError(f"{name} must lie in [0, 1); got {ratio}")
+    low, high = bounds
+    if not 0 < low < high < 1:
+        raise UserError(f"{name}_bounds must satisfy 0 < low < high < 1; got {low}, {high}")
+    if std is not None and not 0 < std < math.inf:
+        raise UserError(f"{name}_std must be positive; got {std}")
+
+
+def check_placement(prefix: str, placement: MaskPlacement, strategy: MaskStrategy) -> None:
+    """Check that a random placement has an effect.
+
+    Args:
+        prefix: Prefix of the names in messages.
+        placement, strategy: See :class:`Masking`.
+
+    Raises:
+        UserError: it has none.
+    """
+    if placement == "random" and strategy == "random":
+        raise UserError(
+            f"{prefix}placement 'random' has no effect with {prefix}strategy 'random': choose sequential or diagonal, "
+            "or drop it"
+        )
 
 
 def truncated_normal(uniform: float, mean: float, std: float, bounds: tuple[float, float]) -> float:

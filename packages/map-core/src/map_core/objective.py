@@ -23,6 +23,7 @@ from map_core.losses import MaskedMSE
 from map_core.masking import Masking, TokenMask, predicted_tokens
 from map_core.randomness import Draw
 from map_core.regions import (
+    ATTENTION_MASK_KINDS,
     AttentionMaskKind,
     GridRegions,
     RegionRule,
@@ -145,8 +146,8 @@ class MaskedAutoregression(ReconstructingObjective):
         coarser_targets: Maps (inputs, tokens) to further targets: one tensor per coarser scale, each with its own loss.
 
     Raises:
-        UserError: an unknown ``encoder``; or ``backbone`` lacks something that the objective calls, or must encode
-            causally and cannot.
+        UserError: an unknown ``attention`` or ``encoder``; or ``backbone`` lacks something that the objective calls, or
+            must encode causally and cannot.
     """
 
     def __init__(
@@ -164,6 +165,8 @@ class MaskedAutoregression(ReconstructingObjective):
     ) -> None:
         super().__init__()
         require_backbone(backbone)
+        if attention not in ATTENTION_MASK_KINDS:
+            raise unknown_name("attention mask kind", attention, ATTENTION_MASK_KINDS)
         if encoder not in get_args(EncoderKind):
             raise unknown_name("encoder", encoder, get_args(EncoderKind))
         if encoder == "causal":

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError, unknown_name
+from map_core.float64 import at_least_float32
 from map_core.randomness import copy_to_device, keyed_generator
 from map_core.tracing import fx_leaf
 
@@ -46,7 +47,7 @@ def scan_order(
         block_size: Rows and columns of a block.
 
     Raises:
-        UserError: the order is unknown, or needs a grid that the tokens do not have.
+        UserError: the order is unknown, needs a grid that the tokens do not have, or has blocks of no size.
     """
     batch, length, _ = position.shape
     if order == "given":
@@ -81,8 +82,20 @@ def _grid_code(
         return col * rows + row
     if order == "snake":
         return row * cols + torch.where(row % 2 == 1, cols - 1 - col, col)
+    require_block_size("block_size", block_size)
     height, width = block_size
     return (block_index(cell, cols, block_size) * height + row % height) * width + col % width
+
+
+def require_block_size(name: str, block_size: tuple[int, int]) -> None:
+    """Check the rows and columns of a block; ``name`` is the setting's, for the message.
+
+    Raises:
+        UserError: one is below 1.
+    """
+    if min(block_size) < 1:
+        rows, cols = block_size
+        raise UserError(f"{name} must be at least 1x1; got {rows}x{cols}")
 
 
 def block_index(cell: Int[Tensor, "#b l 2"], cols: int, block_size: tuple[int, int]) -> Int[Tensor, "#b l"]:
@@ -94,10 +107,11 @@ def block_index(cell: Int[Tensor, "#b l 2"], cols: int, block_size: tuple[int, i
 
 def quantize(position: Float[Tensor, "b l p"]) -> Int[Tensor, "b l p"]:
     """Cells of points in a grid over their bounding cube."""
-    position = position.detach().float()
-    low = position.amin(dim=1, keepdim=True)
-    extent = (position - low).amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-    return ((position - low) / extent * (2**BITS - 1)).round().long()
+    position = at_least_float32(position.detach())
+    # the differences of float64 coordinates, not these, are rounded to float32: points may lie far from the origin
+    offset = (position - position.amin(dim=1, keepdim=True)).float()
+    extent = offset.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    return (offset / extent * (2**BITS - 1)).round().long()
 
 
 def z_code(cell: Int[Tensor, "*s p"]) -> Int[Tensor, "*s"]:

@@ -25,9 +25,11 @@ def keyed_generator(*keys: int | str) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Draw:
-    """The source of all random numbers in one step of one process.
+    """The source of what an objective draws in one step of one process (masks, diffusion noise), and of mixed pairs.
 
-    Processes that hold different samples of a global batch get different rows of the same random numbers.
+    Dropout and drop path draw from torch's generators, which the training loop seeds for each micro-step and process
+    (:meth:`map_core.training.plan.RunPlan.step_seed`). Processes that hold different samples of a global batch get
+    different rows of the same random numbers.
 
     >>> Draw.of_batch(2, seed=0).uniform("mask", 4).shape
     torch.Size([2, 4])

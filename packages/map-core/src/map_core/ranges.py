@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -33,7 +34,7 @@ def check(
         shares: In [0, 1], such as the probability of mixing.
         shares_below_one: In [0, 1), such as drop path: at 1 nothing would be left.
         inside_zero_and_one: In (0, 1), such as the decay of an average of weights.
-        seeds: 63 bits, as random number generators accept them.
+        seeds: Whole numbers of 63 bits, as random number generators accept them.
 
     Raises:
         UserError: naming the first field outside its range, its value and the range.
@@ -45,11 +46,16 @@ def check(
         (shares, lambda value: 0 <= value <= 1, "must lie in [0, 1]"),
         (shares_below_one, lambda value: 0 <= value < 1, "must lie in [0, 1)"),
         (inside_zero_and_one, lambda value: 0 < value < 1, "must lie inside (0, 1)"),
-        (seeds, lambda value: 0 <= value <= LARGEST_SEED, f"must lie in 0 to {LARGEST_SEED}"),
+        (seeds, is_seed, f"must be a whole number from 0 to {LARGEST_SEED}"),
     )
     for names, holds, rule in rules:
         for name in names:
             require(section, config, name, holds, rule)
+
+
+def is_seed(value: Any) -> bool:
+    """Whether a value is a whole number of 63 bits, of Python or NumPy."""
+    return isinstance(value, Integral) and 0 <= int(value) <= LARGEST_SEED
 
 
 def check_choices(section: str, config: Any) -> None:

@@ -2,11 +2,14 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
 from io import BufferedReader
 from pathlib import Path
+
+from map_core.paths import expand_user
 
 MAX_BYTES = 2**26  # of a settings file or the like
 
@@ -36,6 +39,22 @@ def open_file(path: Path) -> Iterator[BufferedReader]:
     """
     with open(file_descriptor(path), "rb") as file:
         yield file
+
+
+def sha256(path: Path) -> str:
+    """Hash a regular file.
+
+    Raises:
+        OSError: as :func:`open_file`.
+    """
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def content_of(path: str) -> str:
+    """The content of a file named by a setting, wherever the file is: its SHA-256, or the name where there is none."""
+    file = expand_user(path)
+    return f"a file with the SHA-256 {sha256(file)}" if file.is_file() else path
 
 
 def file_descriptor(path: Path) -> int:

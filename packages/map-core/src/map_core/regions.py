@@ -9,7 +9,7 @@ from torch import Tensor
 
 from map_core.errors import UserError, unknown_name
 from map_core.masking import TokenMask
-from map_core.orders import ScanOrder, block_index, scan_order
+from map_core.orders import ScanOrder, block_index, require_block_size, scan_order
 from map_core.tokens import GLOBAL_REGION, Regions, Tokens, gather_tokens, reorder_tokens
 
 AttentionMaskKind = Literal["map", "mae", "local_mae", "ar"]
@@ -44,6 +44,16 @@ class GridRegions:
     kind: GridRegionKind = "row"
     block_size: tuple[int, int] = (4, 4)
 
+    def __post_init__(self) -> None:
+        """Check what needs no tokens.
+
+        Raises:
+            UserError: an unknown kind, or a block of no size.
+        """
+        if self.kind not in get_args(GridRegionKind):
+            raise unknown_name("region", self.kind, get_args(GridRegionKind))
+        require_block_size("block_size", self.block_size)
+
     def __call__(self, tokens: Tokens, mask: TokenMask | None = None) -> Regions:
         if tokens.grid is None:
             raise UserError(f"regions by {self.kind} need tokens on a grid; these have none")
@@ -54,9 +64,6 @@ class GridRegions:
             return _with_globals(tokens, row, rows, smallest=cols)
         if self.kind == "column":
             return _with_globals(tokens, col, cols, smallest=rows)
-        if self.kind != "block":
-            known = get_args(GridRegionKind)
-            raise unknown_name("region", self.kind, known)
         height, width = self.block_size
         blocks_down, blocks_across = -(-rows // height), -(-cols // width)
         index = block_index(cell, cols, self.block_size)

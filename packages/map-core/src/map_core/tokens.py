@@ -79,7 +79,7 @@ class Features:
 @fx_leaf
 def gather_tokens(values: Tensor, index: Int[Tensor, "#b k"]) -> Tensor:
     """Pick tokens along axis 1: ``values`` (b or 1, l, ...) at ``index`` (b or 1, k) -> (b, k, ...)."""
-    batch = max(values.shape[0], index.shape[0])
+    batch = index.shape[0] if values.shape[0] == 1 else values.shape[0]  # none in an empty batch
     tail = values.shape[2:]
     values = values.expand(batch, *values.shape[1:])
     index = index.reshape(*index.shape, *(1 for _ in tail)).expand(batch, index.shape[1], *tail)

@@ -274,6 +274,18 @@ def test_files_that_do_not_fit_run_nothing(refusal, tmp_path, text, message):
     assert not (tmp_path / "ran").exists()
 
 
+def test_the_recipe_that_was_named_is_blamed_rather_than_its_base(refusal, tmp_path):
+    file = tmp_path / "predict_mine.yaml"
+    file.write_text("base: predict_one")
+    hint = f" ({file} is a recipe for the command predict, not pretrain)"
+    assert refusal(f"pretrain --out x --config {file}").endswith(hint)
+
+
+def test_choices_are_listed_once(refusal):
+    message = "--data.kind must be one of images, points; got 'image'; did you mean images?"
+    assert refusal("pretrain --out x --data.kind image") == message
+
+
 def test_a_section_file_runs_nothing_either(run, refusal, tmp_path):
     file = tmp_path / "section.yaml"
     file.write_text(f"!!python/object/apply:os.mkdir ['{tmp_path}/ran']")

@@ -637,7 +637,7 @@ def test_an_unknown_device_is_refused_before_the_model_is_loaded(command, tmp_pa
     files = ["--toys", "3"] if command == "predict" else []
     assert run(command, "--init", tmp_path / "none", *files, "--evaluation.device=gpu") == 2
     message = (
-        "map-toy: error: evaluation.device 'gpu' is unknown; did you mean cpu? known names: auto, cpu, cuda\n"
+        "map-toy: error: --evaluation.device must be one of auto, cpu, cuda; got 'gpu'; did you mean cpu?\n"
     )
     assert capsys.readouterr().err == message
 

@@ -150,13 +150,40 @@ def test_other_strides_and_empty_batches(backend: str, output_and_gradients: Too
 
 
 def test_transformations_of_pytorch_see_its_own_operator() -> None:
-    values = heads(10, 10, 16)
-    q, k, v = values.values()
-    plain = attention(q, k, v)
-    mapped = torch.func.vmap(attention)(*(x.unsqueeze(1) for x in (q, k, v))).squeeze(1)
-    torch.testing.assert_close(mapped, plain)
+    q, k, v = heads(10, 10, 16).values()
     traced = torch.jit.trace(attention, (q, k, v))
     torch.testing.assert_close(traced(k, q, v), attention(k, q, v))
+
+
+@pytest.mark.parametrize("backend", ["auto", *FAST, "reference"])
+@pytest.mark.parametrize("kind", ["none", "shared", "each", "row"])
+def test_transformations_of_torch_func_see_the_definition(
+    kind: str, backend: str, assert_transformed: Tool
+) -> None:
+    q, k, v = heads(5, 7, 8, dtype=torch.float64).values()
+    mask = mask_of(kind, 5, 7)
+    definition = partial(attention, k=k, v=v, mask=mask, backend="reference")
+    run = partial(attention, k=k, v=v, mask=mask, backend=backend)
+    assert_transformed(run, definition, q)
+    mapped = torch.func.vmap(attention)(*(x.unsqueeze(1) for x in (q, k, v))).squeeze(1)
+    torch.testing.assert_close(mapped, attention(q, k, v))
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("kind", ["none", "each"])
+def test_gradients_of_gradients_of_torch_func(kind: str, backend: str) -> None:
+    q, k, v = heads(5, 7, 8).values()
+    attend = partial(attention, k=k, v=v, mask=mask_of(kind, 5, 7))
+
+    def slope(q: Tensor) -> Tensor:
+        return torch.func.grad(lambda q: attend(q, backend=backend).square().sum())(q)
+
+    q.requires_grad_()
+    (gradient,) = torch.autograd.grad(attend(q, backend="reference").square().sum(), q, create_graph=True)
+    (expected,) = torch.autograd.grad(gradient.square().sum(), q)
+    torch.testing.assert_close(torch.func.grad(lambda q: slope(q).square().sum())(q.detach()), expected)
+    _, forward_over_reverse = torch.func.jvp(slope, (q.detach(),), (gradient.detach(),))
+    torch.testing.assert_close(forward_over_reverse, expected / 2)  # the Hessian is symmetric
 
 
 @pytest.mark.parametrize(

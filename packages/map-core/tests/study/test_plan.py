@@ -858,7 +858,10 @@ def test_results_keep_the_study_s_settings_and_name_the_machine_s(tmp_path: Path
             "training.workers: -1",
             "--run_settings .*gpu.yaml: training.workers must be 0 or more; got -1; change there training.workers",
         ),
-        ("training.device: gpu", "--run_settings .*gpu.yaml: training.device 'gpu' is unknown"),
+        (
+            "training.device: gpu",
+            "training.device of .*gpu.yaml must be one of auto, cpu, cuda, mps; got 'gpu'; did you mean cpu",
+        ),
         (
             "{training.compile: none, training.compile_mode: reduce-overhead}",
             "--run_settings .*gpu.yaml: training.compile_mode reduce-overhead has no effect with training.compile",

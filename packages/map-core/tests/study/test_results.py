@@ -413,6 +413,25 @@ def test_the_report_says_what_every_rate_scored_and_which_was_taken(tmp_path: Pa
     assert "by learning rate" not in page(read_study(file, "map_core.study"), [], "command")
 
 
+def test_the_report_says_what_a_run_of_each_arm_costs(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    arms = {"map": {"pretrain": {}}, "given": {"init": "runs/long"}, "scratch": {}, "never run": {}}
+    recipes = {"pretrain": {"recipe": "pretrain_digits"}, "finetune": {"recipe": "finetune_digits"}}
+    values = {"name": "s", "arms": arms, **recipes, "measures": ["finetune"], "seeds": [0]}
+    file.write_text(yaml.safe_dump(values, sort_keys=False))
+    results = [
+        replace(RESULT, key="map/seed0/pretrain", stage="pretrain", samples=59_904, flops=4.5967e12),
+        *(replace(RESULT, key=arm, arm=arm, samples=9_600) for arm in ("map", "given", "scratch")),
+    ]
+    table = page(read_study(file, "map_core.study"), results, "command")
+    assert (
+        "| cost of a run | pretraining | finetuned accuracy (%) |\n|---|---|---|\n"
+        "| map | 59,904 samples, 4.6 TFLOP | 9,600 samples |\n"
+        "| given | given, `runs/long`: one for all seeds, not counted here | 9,600 samples |\n"
+        "| scratch | - | 9,600 samples |\n\n"
+    ) in table
+
+
 def test_differences_are_between_runs_of_one_seed(tmp_path: Path) -> None:
     """Whatever their order, and with a seed that one arm lacks."""
     values = {

@@ -129,12 +129,11 @@ def test_features_are_what_the_head_reads():
     [
         ({"batch_size": 0}, "evaluation.batch_size must be at least 1; got 0"),
         ({"workers": -1}, "evaluation.workers must be 0 or more; got -1"),
-        (
-            {"precision": "fp16"},
-            "evaluation.precision 'fp16' is unknown; known names: bf16, fp32",
-        ),
+        ({"precision": "fp16"}, "evaluation.precision 'fp16' is unknown; known names: bf16, fp32"),
+        ({"device": "gpu"}, "evaluation.device 'gpu' is unknown; did you mean cpu"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_settings_that_no_evaluation_can_have(changes, message):
     with pytest.raises(UserError, match=message):
         settings(**changes).validate()

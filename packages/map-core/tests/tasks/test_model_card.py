@@ -11,7 +11,7 @@ import torch
 import yaml
 from toy_domain import DOMAIN
 
-from map_core.commands.card import card, card_config, command_of, stages_of
+from map_core.commands.card import CardConfig, card, command_of, stages_of
 from map_core.commands.listing import sharing_commands
 from map_core.commands.program import main
 from map_core.errors import UserError
@@ -25,7 +25,7 @@ TERMS = "numbers drawn here, on no terms"
 
 def write_card(run, out, **more):
     """Write the folder of a run's card; return its front matter and its text."""
-    card(DOMAIN, card_config(DOMAIN)(str(run), TERMS, out=str(out), **more))
+    card(DOMAIN, CardConfig(str(run), TERMS, out=str(out), **more))
     _, front, text = (out / "README.md").read_text().split("---\n", 2)
     return yaml.safe_load(front), text
 
@@ -204,7 +204,7 @@ def damage(run, fault):
         save_json(run / "summary.json", {"task": "evaluate"})
     elif fault == "decoder":
         description = read_description(run)
-        save_json(run / "model.json", {**description, "holds": "decoder and head"})
+        save_json(run / "model.json", {**description, "holds": "decoder\nand head\x1b"})
     else:
         (run / "config.yaml").unlink()
 
@@ -214,7 +214,7 @@ def damage(run, fault):
     [
         ("unfinished", r"summary.json cannot be read .*; give the directory of a finished run"),
         ("evaluation", r"is not of a run of pretrain, finetune, linear-probe"),
-        ("decoder", r"describes neither an encoder nor a classifier \(its .json says: decoder and head\)"),
+        ("decoder", r"describes neither an encoder nor a classifier \(its .json says: decoder and head\?\)"),
         ("no settings", r"config.yaml cannot be read"),
     ],
 )

@@ -26,7 +26,7 @@ from map_core.commands.program import main
 from map_core.runs.lock import RunLock
 from map_core.tasks import parts
 from map_core.tasks.evaluation import EvaluationConfig, collect
-from map_core.tasks.parts import MOST_ROWS, is_whole, job_of, part_file, results_in_parts, rows_of_a_part
+from map_core.tasks.parts import MOST_ROWS, is_intact, job_of, part_file, results_in_parts, rows_of_a_part
 
 TRAINING = ("epochs=1", "batch_size=8", "warmup_epochs=0", "workers=0", "device=cpu", "tensorboard=false")
 RUNNING = [f"--evaluation.{setting}" for setting in ("workers=0", "device=cpu", "progress=false")]
@@ -194,7 +194,7 @@ def test_a_part_that_counts_as_whole_holds_what_was_written(tmp_path):
     for offset in range(len(content)):
         for bit in (0, 3, 6):
             file.write_bytes(content[:offset] + bytes([content[offset] ^ 1 << bit]) + content[offset + 1 :])
-            if is_whole(file):
+            if is_intact(file):
                 with np.load(file) as part:
                     assert all(np.array_equal(part[name], array) for name, array in arrays.items())
 

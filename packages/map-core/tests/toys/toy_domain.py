@@ -176,8 +176,10 @@ def create_classifier(config, num_classes):
     return ToyNet(**config.arguments(), num_classes=num_classes)
 
 
-def load_toy(model, path, *, keep_head=True, cure=str):
-    return load_init(model, path, may_be_missing=("head.",), keep_head=keep_head, cure=cure)
+def load_toy(model, path, *, keep_head=True, fitting_options=None):
+    return load_init(
+        model, path, may_be_missing=("head.",), keep_head=keep_head, fitting_options=fitting_options
+    )
 
 
 def data_defaults(values, description, explicit):

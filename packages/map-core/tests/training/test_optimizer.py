@@ -118,6 +118,7 @@ def test_a_budget_of_samples_overrides_epochs_and_warmup():
         ("device", "gpu", "training.device 'gpu' is unknown; did you mean cpu"),
     ],
 )
+@pytest.mark.usefixtures("unchecked")
 def test_impossible_settings(field, value, message):
     with pytest.raises(UserError, match=message):
         TrainingConfig(**{field: value}).validate()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from map_core.blocks import MambaMixer, make_norm
 from map_core.errors import UserError
 from map_core.ops import Linear, selective_scan
-from map_points.patches.neighbors import gather_neighbors, nearest_neighbors, require_points
+from map_points.patches.neighbors import gather_neighbors, in_float32, nearest_neighbors, require_points
 from map_points.patches.sampling import squared_distance
 
 ScanKind = Literal["both", "forward", "channel_flip"]
@@ -93,7 +93,7 @@ class LocalNormPool(nn.Module):
             # the definition: among so few patches a faster implementation gains little
             return nearest_neighbors(position, position, self.neighbors)
         require_points(position.shape[1], self.neighbors)
-        points = position.detach().float()
+        _, points = in_float32(position, position)
         distance = squared_distance(points.unsqueeze(2), points.unsqueeze(1))
         nearest = distance.masked_fill(~attention_mask, math.inf).topk(self.neighbors, largest=False)
         self_index = torch.arange(points.shape[1], device=points.device).unsqueeze(-1)

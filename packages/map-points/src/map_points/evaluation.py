@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import map_core.tasks.evaluation
-from map_core.errors import UserError, unknown_name
+from map_core.errors import UserError
 from map_core.ranges import check, refuse_without_effect
 from map_core.tasks.domain import Logits, Samples
 from map_core.tasks.evaluation import Collate, Gather, choose_device, collect
@@ -44,8 +44,6 @@ class EvaluationConfig(map_core.tasks.evaluation.EvaluationConfig):
         check("evaluation", self, seeds=("seed",))
         if self.protocol == "no_vote":
             refuse_without_effect("evaluation", self, "seed", because="evaluation.protocol no_vote")
-        if self.protocol not in PROTOCOLS:
-            raise unknown_name("evaluation.protocol", self.protocol, PROTOCOLS)
 
     def describe(self) -> str:
         """The protocol in words."""

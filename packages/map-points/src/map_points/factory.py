@@ -6,12 +6,11 @@ from typing import Any
 
 import map_core.tasks.trained_models
 from map_core.positions import MlpActivation
-from map_core.ranges import check, require
 from map_core.tasks.trained_models import Models
 from map_points.blocks import ScanKind, SpreadKind
 from map_points.checkpoints import FAMILIES
 from map_points.conventions import CONVENTIONS, Conventions, PoolKind
-from map_points.model import MODEL_NAMES, HybridNet3D, create_point_model, named_settings
+from map_points.model import MODEL_NAMES, HybridNet3D, check_ranges, create_point_model, named_settings
 from map_points.tokenizer import PointOrder
 from map_points.weights import load_init
 
@@ -72,23 +71,7 @@ class PointModelConfig(map_core.tasks.trained_models.ModelConfig):
 
     def validate(self) -> None:
         """Raise a :class:`UserError` for the first setting that is invalid in every model."""
-        sizes = (
-            "embed_dim",
-            "num_heads",
-            "neighbors",
-            "num_patches",
-            "patch_size",
-            "head_dim",
-        )
-        check(
-            "model",
-            self,
-            at_least_one=sizes,
-            not_negative=("mlp_ratio",),
-            shares_below_one=("drop_rate", "drop_path_rate"),
-        )
-        require("model", self, "patch_hidden_dim", lambda width: width >= 2, "must be at least 2")
-        require("model", self, "in_chans", lambda values: values >= 3, "must be at least 3, for x, y and z")
+        check_ranges(self)
 
 
 PRETRAINING_FORM = {"class_token": False, "second_order": None}

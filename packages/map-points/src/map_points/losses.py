@@ -25,9 +25,10 @@ def chamfer_distance(
     point-cloud literature since PoinTr defines them.
 
     Raises:
-        UserError: an unknown kind.
+        UserError: an unknown kind, or a set without points.
     """
     _check_kind(kind)
+    _check_points(a, b)
     squared = squared_distance(a.float().unsqueeze(-2), b.float().unsqueeze(-3))  # (*s, n, m)
     there, back = squared.amin(dim=-1), squared.amin(dim=-2)
     if kind == "l2":
@@ -38,6 +39,13 @@ def chamfer_distance(
 def _check_kind(kind: str) -> None:
     if kind not in ("l1", "l2"):
         raise UserError(f"a distance of points must be 'l1' or 'l2'; got {kind!r}")
+
+
+def _check_points(a: Tensor, b: Tensor) -> None:
+    if not a.shape[-2] or not b.shape[-2]:
+        raise UserError(
+            f"a distance is between sets that have points; got {a.shape[-2]} and {b.shape[-2]} points"
+        )
 
 
 def transport_distance(
@@ -55,9 +63,10 @@ def transport_distance(
     there is always some surface, so predictions bunch there; here each has its own part of the target.
 
     Raises:
-        UserError: an unknown kind.
+        UserError: an unknown kind, or a set without points.
     """
     _check_kind(kind)
+    _check_points(a, b)
     cost = squared_distance(a.float().unsqueeze(-2), b.float().unsqueeze(-3))  # (*s, n, m)
     if kind == "l1":
         cost = (cost + TINY).sqrt()
@@ -96,9 +105,14 @@ def masked_distance(
         matching: Chamfer's nearest points, or the plan of :func:`transport_distance`.
 
     Raises:
-        UserError: an unknown kind or matching.
+        UserError: an unknown kind or matching, or a prediction that is no number of points.
     """
     if matching not in get_args(Matching):
         raise unknown_name("matching", matching, get_args(Matching))
+    if prediction.shape[-1] % 3:
+        raise UserError(
+            f"a prediction holds x, y and z of its points, a multiple of 3 values; got {prediction.shape[-1]}: give "
+            "the head 3 * patch_size outputs"
+        )
     distance = chamfer_distance if matching == "nearest" else transport_distance
     return distance(prediction.unflatten(-1, (-1, 3)), target, kind).mean()

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,10 +16,17 @@ from map_core.blocks import MambaBlock, TransformerBlock, make_norm
 from map_core.errors import UserError, unknown_name
 from map_core.initialization import init_weights, undecayed_parameters
 from map_core.positions import MlpPosition
+from map_core.ranges import check, require
 from map_points.blocks import Mamba3DBlock, ScanKind
 from map_points.conventions import CONVENTIONS, Conventions, pool_patches
 from map_points.patches import PatchEmbedding
-from map_points.tokenizer import PointOrder, concatenate_scans, scan_again, tokenize_clouds
+from map_points.tokenizer import (
+    PointOrder,
+    concatenate_scans,
+    require_point_order,
+    scan_again,
+    tokenize_clouds,
+)
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mamba3d": {"layout": "Mx12"},
@@ -119,6 +128,9 @@ class HybridNet3D(nn.Module):
         drop_rate: Dropout in the head.
         drop_path_rate: Stochastic depth of the last layer, growing linearly from 0.
         conventions: Further choices on which projects differ.
+
+    Raises:
+        UserError: an unknown order.
     """
 
     def __init__(
@@ -145,6 +157,9 @@ class HybridNet3D(nn.Module):
         conventions: Conventions | None = None,
     ) -> None:
         super().__init__()
+        require_point_order("order", order)
+        if second_order is not None:
+            require_point_order("second_order", second_order)
         self.conventions = choices = conventions or Conventions()
         self.num_classes, self.embed_dim = num_classes, embed_dim
         self.num_heads, self.scan = num_heads, scan
@@ -214,11 +229,8 @@ class HybridNet3D(nn.Module):
         Raises:
             UserError: targets are asked for, but the model reads its patches twice.
         """
-        if targets and self.second_order is not None:
-            raise UserError(
-                "a model that reads its patches in two orders sees in one what is hidden in the other: pretrain "
-                "with second_order=None"
-            )
+        if targets:
+            self.require_one_order()
         tokens = tokenize_clouds(
             inputs,
             self.patch_embed,
@@ -232,6 +244,18 @@ class HybridNet3D(nn.Module):
             return self._scaled(tokens, 0)
         again = scan_again(tokens, self.second_order)
         return concatenate_scans(self._scaled(tokens, 0), self._scaled(again, 1))
+
+    def require_one_order(self) -> None:
+        """Check that patches are read once, so that what is hidden is hidden.
+
+        Raises:
+            UserError: the model has a second order.
+        """
+        if self.second_order is not None:
+            raise UserError(
+                "a model that reads its patches in two orders sees in one what is hidden in the other: pretrain "
+                "with second_order=None"
+            )
 
     def _scaled(self, tokens: Tokens, order: int) -> Tokens:
         if not self.order_scale:
@@ -287,6 +311,26 @@ class HybridNet3D(nn.Module):
         self.encoder.set_grad_checkpointing(enable, every=every)
 
 
+SIZES = ("embed_dim", "num_heads", "neighbors", "num_patches", "patch_size", "head_dim")
+
+
+def check_ranges(settings: Any) -> None:
+    """Check the numbers among a model's settings, the attributes of ``settings``; None is left alone.
+
+    Raises:
+        UserError: the first that is out of range in every model.
+    """
+    check(
+        "model",
+        settings,
+        at_least_one=SIZES,
+        not_negative=("mlp_ratio",),
+        shares_below_one=("drop_rate", "drop_path_rate"),
+    )
+    require("model", settings, "patch_hidden_dim", lambda width: width >= 2, "must be at least 2")
+    require("model", settings, "in_chans", lambda values: values >= 3, "must be at least 3, for x, y and z")
+
+
 def named_settings(name: str) -> dict[str, Any]:
     """The settings that a model's name stands for.
 
@@ -314,7 +358,8 @@ def create_point_model(
         changes: Arguments of :class:`HybridNet3D` and :class:`Conventions`.
 
     Raises:
-        UserError: the name is unknown, or the weights are missing or mean something else with these changes.
+        UserError: the name is unknown, an argument is out of range, or the weights are missing or mean something else
+            with these changes.
     """
     if not pretrained:
         return _create(name, 40 if num_classes is None else num_classes, changes)
@@ -324,6 +369,8 @@ def create_point_model(
 
 
 def _create(name: str, num_classes: int, changes: Mapping[str, Any]) -> HybridNet3D:
+    defaults = {key: parameter.default for key, parameter in signature(HybridNet3D).parameters.items()}
     settings = {**named_settings(name), **changes}
+    check_ranges(SimpleNamespace(**defaults | settings))
     conventions = Conventions(**{key: settings.pop(key) for key in CONVENTIONS if key in settings})
     return HybridNet3D(num_classes, conventions=conventions, **settings)

@@ -173,9 +173,12 @@ OBJECTIVES: Mapping[str, type[ObjectiveSettings]] = {
 def build_objective(backbone: nn.Module, config: Any) -> Any:
     """Build the objective that a section describes around a model, which is not copied.
 
+    A head, which pretraining gives no gradient, is frozen in the model. To finetune it, create a model anew and load
+    ``objective.backbone.state_dict()``.
+
     Raises:
-        UserError: it is no model of clouds or has a class token, some step could not hide or predict its patches, or
-            fewer of them stay visible than the local norm pools.
+        UserError: it is no model of clouds, has a class token or predicts patches that it reads in two orders; some
+            step could not hide or predict its patches; or fewer of them stay visible than the local norm pools.
     """
     config.validate()
     if not isinstance(backbone, HybridNet3D):
@@ -184,9 +187,11 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
         )
     if backbone.encoder.registers is not None:
         raise UserError("pretraining has no class token: create the model with class_token=False")
+    backbone.head.requires_grad_(False)  # pretraining does not classify: it would get no gradient
     objective: Objective = config.build(backbone)
     tokens = _blank_tokens(backbone.num_patches)
     if isinstance(objective, ReconstructingObjective):
+        backbone.require_one_order()
         objective.rehearse(tokens)
     if isinstance(config, MaskingSettings) and not isinstance(config, SimMIMConfig):
         highest = config.masking.highest_ratio

@@ -1,17 +1,19 @@
 """Clouds to tokens: patches in scan order, with their centres and points."""
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from map_core.errors import UserError, unknown_name
+from map_core.float64 import at_least_float32
 from map_core.orders import ScanOrder, hilbert_code, scan_order
 from map_core.tokens import Tokens, gather_tokens
 from map_core.tracing import fx_leaf
 from map_points.patches import PatchEmbedding, group_points
+from map_points.patches.grouping import require_clouds
 from map_points.patches.neighbors import gather_neighbors
 
 PointOrder = Literal["fps", "z_order", "hilbert", "random", "hilbert_cells", "hilbert_cells_swapped"]
@@ -25,6 +27,16 @@ CELL_ORDERS = {"hilbert_cells": (0, 1, 2), "hilbert_cells_swapped": (1, 0, 2)}  
 CELL = 0.02
 # per axis: enough for a cloud 2.56 wide; with one more, for any enlarged cloud of the unit sphere
 CELL_BITS = 7
+
+
+def require_point_order(name: str, order: str) -> None:
+    """Check that an order is a :data:`PointOrder`; ``name`` is the setting's, for the message.
+
+    Raises:
+        UserError: it is none.
+    """
+    if order not in get_args(PointOrder):
+        raise unknown_name(name, order, get_args(PointOrder))
 
 
 def order_of_centers(order: PointOrder) -> ScanOrder:
@@ -52,6 +64,7 @@ def order_patches(center: Float[Tensor, "b l 3"], order: PointOrder) -> Int[Tens
     Raises:
         UserError: an unknown order.
     """
+    require_point_order("order", order)
     if order not in CELL_ORDERS:
         return scan_order(center, order_of_centers(order))
     code = cell_code(center.detach()[..., CELL_ORDERS[order]])
@@ -67,7 +80,7 @@ def cell_code(center: Float[Tensor, "b l 3"]) -> Int[Tensor, "b l"]:
 
     Source: PointMamba (arXiv 2402.10739, section 4.2).
     """
-    cell = torch.div(center.float(), CELL, rounding_mode="floor").long()
+    cell = torch.div(at_least_float32(center), CELL, rounding_mode="floor").long()
     cell = (cell - cell.amin(dim=1, keepdim=True)).clamp(max=2 ** (CELL_BITS + 1) - 1)
     is_wide = cell.amax(dim=(1, 2), keepdim=False).unsqueeze(1) >= 2**CELL_BITS
     narrow_code = hilbert_code(cell.clamp(max=2**CELL_BITS - 1), CELL_BITS)
@@ -79,8 +92,9 @@ def coordinates(points: Float[Tensor, "b n c"], in_chans: int) -> Float[Tensor, 
     """The coordinates of clouds.
 
     Raises:
-        UserError: points do not have ``in_chans`` values.
+        UserError: points are no batch of clouds, or do not have ``in_chans`` values.
     """
+    require_clouds(points)
     if points.shape[-1] != in_chans:
         raise UserError(
             f"points have {points.shape[-1]} values, the model takes in_chans={in_chans}: x, y and z, and one for each "

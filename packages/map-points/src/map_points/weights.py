@@ -1,13 +1,13 @@
 """What may differ between a weights file and a point model that starts from it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 import map_core.tasks.initial_weights
 from map_core.errors import UserError
-from map_core.tasks.initial_weights import LoadReport
+from map_core.tasks.initial_weights import FittingOptions, LoadReport
 from map_points.checkpoints import FAMILIES
 
 # what a pretraining run lacks and a classifier starts anew
@@ -16,7 +16,11 @@ SEGMENTER_PREFIX = "backbone."
 
 
 def load_init(
-    model: nn.Module, path: str | Path, *, keep_head: bool = True, cure: Callable[[], str] = str
+    model: nn.Module,
+    path: str | Path,
+    *,
+    keep_head: bool = True,
+    fitting_options: FittingOptions | None = None,
 ) -> LoadReport:
     """Start a point model from a pretraining run, a classifier, or a checkpoint of another project.
 
@@ -33,7 +37,7 @@ def load_init(
         families=FAMILIES,
         convert=lambda state: refuse_segmenters(state, model, path),
         keep_head=keep_head,
-        cure=cure,
+        fitting_options=fitting_options,
     )
 
 

@@ -36,9 +36,9 @@ from map_points.data import PointDataConfig, read_clouds
         (
             "holdout_seed",
             -1,
-            "data.holdout_seed must be a whole number from 0 to 18446744073709551615; got -1",
+            "data.holdout_seed must be a whole number from 0 to 9223372036854775807; got -1",
         ),
-        ("subset_seed", 2**64, "data.subset_seed must be a whole number from 0"),
+        ("subset_seed", 2**63, "data.subset_seed must be a whole number from 0"),
         ("subset", 0, "data.subset must be a whole number of at least 1; got 0"),
         ("shapes_per_class", 0, "data.shapes_per_class must be a whole number of at least 1; got 0"),
         ("ignore_label", 2**40, "data.ignore_label must be a whole number from -2147483648"),

@@ -132,7 +132,7 @@ def test_scale_and_shift_stay_within_their_ranges():
 def test_a_cloud_of_too_few_points_is_named():
     message = (
         r"has 10 points, fewer than data.num_points \(11\); add points to it, or lower that or remove it "
-        r"\(training then starts anew, with another --out\)"
+        r"\(a run that trains on it then starts anew, with another --out\)"
     )
     with pytest.raises(UserError, match=f"some.npy {message}"):
         take_points(torch.randn(10, 3), 11, training=False, surplus=True, name="some.npy")
@@ -203,7 +203,7 @@ def test_far_from_the_origin_a_cloud_keeps_its_shape():
         (
             np.full((64, 3), 0.1),
             "made up, cloud 0: its 64 points are all the same, and a cloud needs a shape; repair it, or remove it "
-            r"\(training then starts anew, with another --out\)",
+            r"\(a run that trains on it then starts anew, with another --out\)",
         ),
         (np.zeros((64, 3)), "made up, cloud 0: its 64 points are all the same"),
         (np.full((64, 3), 0.1) * (1 + 1e-16 * np.arange(64)[:, None]), "its 64 points are all the same"),

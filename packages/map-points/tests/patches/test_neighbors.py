@@ -38,6 +38,14 @@ def test_gathered_values_are_those_of_the_neighbours(make_clouds, tail):
         assert torch.equal(gathered[b, query, k], values[b, index[b, query, k]])
 
 
+@pytest.mark.parametrize(("batch", "queries"), [(2, 0), (0, 7), (0, 0)])
+def test_no_queries_have_no_neighbours(batch, queries):
+    points = torch.randn(batch, 20, 3)
+    index = nearest_neighbors(points[:, :queries], points, 4)
+    assert index.shape == (batch, queries, 4)
+    assert gather_neighbors(points, index).shape == (batch, queries, 4, 3)
+
+
 @pytest.mark.parametrize("k", [0, 21])
 def test_a_number_that_the_cloud_cannot_give_is_refused(k):
     points = torch.randn(1, 20, 3)

@@ -32,6 +32,26 @@ def test_a_count_that_the_cloud_cannot_give_is_refused(count):
         farthest_point_sample(torch.randn(1, 20, 3), count)
 
 
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        ([0, 20], r"start must lie in 0 to 19, the indices of a cloud's points; got \[0, 20\]"),
+        ([-1, 0], r"start must lie in 0 to 19, .* got \[-1, 0\]"),
+        ([0], r"start has shape \(1,\); it must have \(2,\), one index for each cloud"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_a_start_that_is_no_point_of_each_cloud_is_refused(start, message):
+    with pytest.raises(UserError, match=message):
+        farthest_point_sample(torch.randn(2, 20, 3), 4, start=torch.tensor(start))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_whole_numbers_are_no_coordinates():
+    with pytest.raises(UserError, match=r"points have dtype torch.int64; .* take points.float\(\)"):
+        farthest_point_sample(torch.zeros(1, 20, 3, dtype=torch.long), 4)
+
+
 def test_no_centre_is_near_the_origin_where_that_is_asked_for(slow_distance):
     points = torch.randn(1, 50, 3)
     points[:, [4, 9]] *= 0.03 / points[:, [4, 9]].norm(dim=-1, keepdim=True)  # inside sqrt(1e-3)

@@ -307,7 +307,7 @@ class HybridNet(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load our own weights, or those of timm's VisionTransformer where the shapes match."""
+        """Load our own weights, or those of another project's family where the shapes match, under its names."""
         return super().load_state_dict(convert_state(state_dict, self), strict, assign)
 
     def no_weight_decay(self) -> set[str]:

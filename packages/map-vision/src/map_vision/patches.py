@@ -41,11 +41,25 @@ def patch_grid(
     )
 
 
+def require_images(images: Tensor) -> None:
+    """Check that images come as a batch.
+
+    Raises:
+        UserError: they have another number of axes.
+    """
+    if images.ndim != 4:
+        raise UserError(
+            f"images have shape {tuple(images.shape)}; they must be a batch of images (b, c, h, w): a single image is "
+            "images[None]"
+        )
+
+
 @fx_leaf
 def image_grid(
     images: Float[Tensor, "b c h w"], patch_size: tuple[int, int], stride: tuple[int, int] | None = None
 ) -> tuple[int, int]:
     """Rows and columns of patches in a batch of images, see :func:`patch_grid`."""
+    require_images(images)
     return patch_grid((images.shape[-2], images.shape[-1]), patch_size, stride)
 
 
@@ -54,8 +68,9 @@ def require_channels(images: Float[Tensor, "b c h w"], in_chans: int) -> Float[T
     """Return the images unchanged.
 
     Raises:
-        UserError: the images do not have ``in_chans`` channels.
+        UserError: these are no batch of images, or do not have ``in_chans`` channels.
     """
+    require_images(images)
     if images.shape[1] != in_chans:
         raise UserError(
             f"images have {images.shape[1]} channels, the model takes in_chans={in_chans}; "
@@ -66,6 +81,7 @@ def require_channels(images: Float[Tensor, "b c h w"], in_chans: int) -> Float[T
 
 def patchify(images: Float[Tensor, "b c h w"], patch_size: tuple[int, int]) -> Float[Tensor, "b l t"]:
     """Cut images into patches in raster order; the values of a patch are ordered row, column, channel."""
+    require_images(images)
     b, c, height, width = images.shape
     rows, cols = patch_grid((height, width), patch_size)
     ph, pw = patch_size

@@ -19,7 +19,7 @@ from map_core.objectives.diffusion import MaskedDiffusionConfig
 from map_core.objectives.masked_autoregression import MaskedAutoregressionConfig
 from map_core.objectives.settings import Mixer, ObjectiveSettings, Settings
 from map_core.objectives.simmim import SimMIMConfig
-from map_core.orders import scan_order
+from map_core.orders import require_block_size, scan_order
 from map_core.ranges import refuse_without_effect
 from map_core.regions import GridRegionKind
 from map_core.tasks.domain import OpenedData
@@ -79,9 +79,7 @@ class ImageRegions(Settings):
 
     def validate(self) -> None:
         super().validate()
-        if min(self.block_size) < 1:
-            rows, cols = self.block_size
-            raise UserError(f"objective.block_size must be at least 1x1; got {rows}x{cols}")
+        require_block_size("objective.block_size", self.block_size)
         if self.region != "block":
             refuse_without_effect("objective", self, "block_size", because=f"objective.region {self.region}")
 
@@ -166,7 +164,7 @@ OBJECTIVES: Mapping[str, type[ObjectiveSettings]] = {
 def build_objective(backbone: nn.Module, config: Any) -> Any:
     """Build the objective that a configuration section describes around a model, which is not copied.
 
-    What pretraining gives no gradient, such as a neck or a norm behind the pooling, is frozen in the model. To finetune
+    What pretraining gives no gradient is frozen in the model: a head, a neck, a norm behind the pooling. To finetune
     it, create a model anew and load ``objective.backbone.state_dict()``.
 
     Raises:
@@ -181,8 +179,9 @@ def build_objective(backbone: nn.Module, config: Any) -> Any:
             "global_pool='avg' (leave --model.keep_registers out)"
         )
     patch_grid(image_backbone.img_size, image_backbone.patch_size)
-    for module in (getattr(backbone, name, None) for name in ("pool_norm", "neck")):
-        if module is not None:  # pretraining does not pool: its parameters would get no gradient
+    # pretraining neither pools nor classifies: these would get no gradient
+    for module in (getattr(backbone, name, None) for name in ("pool_norm", "neck", "head")):
+        if module is not None:
             module.requires_grad_(False)
     objective: Objective = config.build(backbone)
     if isinstance(objective, ReconstructingObjective):

@@ -1,7 +1,7 @@
 """Load weights into image models: what a weights file and a model may differ in."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from map_core.positions import resamples
 from map_core.tasks.families import family_of
 from map_core.tasks.foreign_weights import without_prefix
 from map_core.tasks.initial_weights import (
+    FittingOptions,
     LoadReport,
     format_keys,
     other_guesses,
@@ -36,7 +37,11 @@ log = logging.getLogger(__name__)
 
 
 def load_init(
-    model: nn.Module, path: str | Path, *, keep_head: bool = True, cure: Callable[[], str] = str
+    model: nn.Module,
+    path: str | Path,
+    *,
+    keep_head: bool = True,
+    fitting_options: FittingOptions | None = None,
 ) -> LoadReport:
     """Start an image model from a pretraining run, a classifier, or a checkpoint of another project.
 
@@ -52,7 +57,7 @@ def load_init(
         convert=lambda state: without_unused(state, model),
         resampled=resamples,
         keep_head=keep_head,
-        cure=cure,
+        fitting_options=fitting_options,
     )
 
 

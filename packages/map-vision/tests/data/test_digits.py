@@ -37,7 +37,7 @@ def test_digits_come_in_any_size_and_one_or_three_channels(in_chans: int, img_si
     assert 0 <= label <= 9
     assert data.classes == tuple("0123456789")
     assert (len(data.train), len(data.evaluation or ())) == (1438, 359)
-    assert data.mean == (MEAN,) * in_chans
+    assert data.preprocessing.mean == (MEAN,) * in_chans
 
 
 def test_eight_pixel_digits_are_not_resized() -> None:

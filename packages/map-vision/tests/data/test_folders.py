@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from map_core.errors import UserError
+from map_core.tasks.domain import Purpose
 from map_vision.data import DataConfig, ImageData, load_image_data, load_images
-from map_vision.data.config import Purpose
 
 MakeFolder = Callable[..., Path]
 

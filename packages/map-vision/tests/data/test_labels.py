@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from map_core.errors import UserError
+from map_core.tasks.domain import Purpose
 from map_vision.data import DataConfig, ImageData, load_image_data
-from map_vision.data.config import Purpose
 
 ROWS = [(f"{i:03}.png", "odd" if i % 2 else "even", "val" if i >= 6 else "train") for i in range(9)]
 

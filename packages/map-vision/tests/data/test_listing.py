@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from map_core.errors import UserError
+from map_core.tasks.domain import Purpose
 from map_vision.data import DataConfig, ImageData, load_image_data, load_images
-from map_vision.data.config import Purpose
 from map_vision.data.listing import count_by_kind, list_folder
 
 MakeFolder = Callable[..., Path]

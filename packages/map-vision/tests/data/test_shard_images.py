@@ -20,8 +20,8 @@ import map_core.commands.program
 import map_vision.cli
 from map_core import UserError
 from map_core.shards import fetching, read_index, write_shards
+from map_core.tasks.domain import Purpose
 from map_vision.data import DataConfig, ImageData, load_image_data, load_images
-from map_vision.data.config import Purpose
 from map_vision.data.sharding import files_by_split
 from map_vision.data.statistics import measure
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from map_core.errors import UserError
 from map_core.shards import write_shards
+from map_core.tasks.domain import Purpose
 from map_vision.data import DataConfig, ImageData, load_image_data, load_images
-from map_vision.data.config import Purpose
 from map_vision.data.sharding import files_by_split
 
 MakeFolder = Callable[..., Path]

@@ -10,8 +10,8 @@ from timm.data import ImageDataset
 from torch.utils.data import IterableDataset
 
 from map_core.errors import UserError
+from map_core.tasks.domain import Purpose
 from map_vision.data import DataConfig, ImageData, load_image_data, timm_sources
-from map_vision.data.config import Purpose
 
 
 def load(source: str, root: Path | None = None, purpose: Purpose = "finetune", **settings: Any) -> ImageData:

@@ -4,7 +4,6 @@ import json
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,17 @@ from map_core.commands.settings import REQUIRED, field_default, fill, flatten, y
 from map_core.commands.standard import config_of
 from map_core.errors import UserError, in_one_line, reason
 from map_core.paths import expand_user, is_file
-from map_core.reading import read_small
-from map_core.runs.checkpoint import content_of
+from map_core.reading import content_of, read_small
 from map_core.runs.files import explaining_disk_errors, require_folder
 from map_core.runs.metrics import read_metrics
 from map_core.runs.notes import tell
-from map_core.runs.summary import any_summary, refuse_training_run
+from map_core.runs.summary import CONFIG_FILE, SUMMARY_FILE, any_summary, refuse_training_run
 from map_core.tasks.domain import Domain
 from map_core.tasks.model_card import MEASURED, Stage, UsageTerms, write_model_card
 from map_core.tasks.pretraining import WITH_DECODER
 from map_core.tasks.setting_values import command_line_words, fits, name_of
 from map_core.tasks.weights import MODEL_FILE
 
-CONFIG_FILE = "config.yaml"
 CONFIG_BY_TASK = {
     "pretrain": "pretrain",
     "finetune": "finetune",
@@ -40,18 +37,15 @@ SUMMARY_TYPES = {  # the entries of a summary that a card shows, and their types
 LONGEST_CHAIN = 5  # runs, each started from the previous one
 
 
-@cache
-def card_config(domain: Domain) -> type:
-    """The configuration."""
-    return config_class(
-        "CardConfig",
-        "A run as a folder to share: weights, JSON, and a model card written from its directory.",
-        run=Option(str, "Directory of a finished pretraining, finetuning or probing run."),
-        data_terms=Option(str, "The training data and the terms of their use, in words."),
-        license=Option(str, "Licence of the weights, as the Hub names it, such as apache-2.0.", "unknown"),
-        datasets=Option(list[str] | None, "Names of the data on the Hub, such as uoft-cs/cifar10.", None),
-        out=Option(str, "Folder to write; files of these names in it are replaced.", "card"),
-    )
+CardConfig = config_class(
+    "CardConfig",
+    "A run as a folder to share: weights, JSON, and a model card written from its directory.",
+    run=Option(str, "Directory of a finished pretraining, finetuning or probing run."),
+    data_terms=Option(str, "The training data and the terms of their use, in words."),
+    license=Option(str, "Licence of the weights, as the Hub names it, such as apache-2.0.", "unknown"),
+    datasets=Option(list[str] | None, "Names of the data on the Hub, such as uoft-cs/cifar10.", None),
+    out=Option(str, "Folder to write; files of these names in it are replaced.", "card"),
+)
 
 
 def card(domain: Domain, config: Any) -> None:
@@ -97,7 +91,7 @@ def read_summary(run: Path) -> dict[str, Any]:
     Raises:
         UserError: there is none, or the run is of no kind that a card describes.
     """
-    file = run / "summary.json"
+    file = run / SUMMARY_FILE
     try:
         summary = json.loads(read_small(file))
     except (OSError, ValueError, RecursionError) as error:

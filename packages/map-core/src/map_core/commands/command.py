@@ -21,7 +21,7 @@ ESSENTIAL = (  # the settings that most users set, of every program
 )  # fmt: skip
 
 # settings that follow from another one where that is set
-OVERRULED_BY = {name: "training.sample_budget" for name in ("training.epochs", "training.warmup_epochs")}
+OVERRULED_BY = dict.fromkeys(("training.epochs", "training.warmup_epochs"), "training.sample_budget")
 
 OtherSettings = Callable[[dict[str, str]], dict[str, Any]]  # of the explicit settings, by dotted name
 

@@ -89,10 +89,15 @@ def tables_command(domain: DomainOrTarget) -> Command:
 def sharing_commands(domain: DomainOrTarget) -> list[Command]:
     """The commands that turn a run into a folder to share, and upload one, for a domain."""
     module = "map_core.commands.card"
-    kind, card = (domain_function(name, domain, module=module) for name in ("card_config", "card"))
     hub = "map_core.commands.hub"
     return [
-        Command("card", "a run as a folder to share, with a model card", kind, card, positional="run"),
+        Command(
+            "card",
+            "a run as a folder to share, with a model card",
+            f"{module}:CardConfig",
+            domain_function("card", domain, module=module),
+            positional="run",
+        ),
         Command(
             "push-to-hub", "upload such a folder", f"{hub}:PushConfig", f"{hub}:push", positional="folder"
         ),

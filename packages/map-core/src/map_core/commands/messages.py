@@ -11,12 +11,13 @@ from map_core.commands.values import MismatchError, alternatives, short_repr
 from map_core.errors import near_matches
 
 
-def wrong_command_hint(source: str, command: Command, commands: Sequence[Command]) -> str:
-    """Name the command that a recipe is for, by the first word of its name, if that is another one."""
-    word = Path(source).stem.split("_")[0]
-    for other in commands:
-        if other.name.split("-")[0] == word and other.name != command.name:
-            return f" ({source} is a recipe for the command {other.name}, not {command.name})"
+def wrong_command_hint(sources: Iterable[str], command: Command, commands: Sequence[Command]) -> str:
+    """Name the command that the first of some recipes is for, by the first word of its name, if that is another one."""
+    for source in sources:
+        word = Path(source).stem.split("_")[0]
+        for other in commands:
+            if other.name.split("-")[0] == word and other.name != command.name:
+                return f" ({source} is a recipe for the command {other.name}, not {command.name})"
     return ""
 
 
@@ -29,8 +30,9 @@ def misfit(place: str, value: Any, error: MismatchError, kind: Any) -> str:
         if typing.get_origin(alternative) is Literal
         for choice in typing.get_args(alternative)
     ]
-    hint = near_matches(str(value), choices) if choices else ""
-    return f"{message}; {hint}" if hint.startswith("did you mean") else message
+    # without the list of all choices, which ``error`` has
+    nearest, is_question, _ = near_matches(str(value), choices).partition("?")
+    return f"{message}; {nearest}?" if is_question else message
 
 
 def unknown_key(name: str, source: str, setting_names: Iterable[str]) -> str:

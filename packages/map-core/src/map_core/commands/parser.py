@@ -102,7 +102,7 @@ def resolve(
 
     recipe_tree: dict[str, Any] = {}
     for layer in layers:
-        hint = wrong_command_hint(layer.source, command, commands)
+        hint = wrong_command_hint((*arguments.recipes, layer.source), command, commands)
         recipe_tree = merge(recipe_tree, convert_layer(layer, settings, hint))
 
     command_line: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from map_core.ranges import check, refuse_without_effect
 from map_core.runs.files import explaining_disk_errors, require_file, require_folder
 from map_core.runs.notes import is_main_process, tell, tell_of
 from map_core.runs.pictures import require_picture
-from map_core.runs.summary import describe_run, refuse_training_run, write_summary
+from map_core.runs.summary import SUMMARY_FILE, describe_run, refuse_training_run, write_summary
 from map_core.tasks.domain import Domain, OpenedData, Samples
 from map_core.tasks.embedding_page import is_page, page_file, write_page
 from map_core.tasks.evaluation import (
@@ -47,7 +47,7 @@ def evaluate(domain: Domain, config: Any) -> None:
     out = expand_user(config.out)
     require_folder(out)
     config.evaluation.validate()
-    refuse_training_run(out, replaced="summary.json")
+    refuse_training_run(out, replaced=SUMMARY_FILE)
     model_kind = read_description(config.init).get("holds", "")
     evaluator = domain.evaluators.get(model_kind)
     if evaluator is None:

@@ -17,6 +17,7 @@ from map_core.errors import RunStopped, UserError
 from map_core.paths import expand_user
 from map_core.runs.notes import note, tell
 from map_core.runs.run_directory import require_run_directory
+from map_core.runs.summary import SUMMARY_FILE
 from map_core.tasks.classification import FinetuneTask, LinearProbeTask
 from map_core.tasks.domain import Domain
 from map_core.tasks.monitors import MonitorConfig
@@ -24,14 +25,14 @@ from map_core.tasks.pretraining import PretrainTask
 from map_core.tasks.setting_values import format_options
 from map_core.tasks.weights import read_description
 from map_core.training import Task, TrainingConfig, train
-from map_core.training.processes import launched_processes
+from map_core.training.processes import resolved_training
 
 TRAINING = Option(TrainingConfig, "Epochs, batch, learning rate and the like.")
 RESUME = Option(str | None, "'auto' continues the newest checkpoint in out; a path continues that one.", None)
 INIT = Option(
     str | None, "A pretraining run or weights file to start from; from scratch when not given.", None
 )
-RESULTS = ("summary.json", "model.safetensors", "curves.png", "reconstructions.png")
+RESULTS = (SUMMARY_FILE, "model.safetensors", "curves.png", "reconstructions.png")
 MAY_DIFFER = Option(
     list[str] | None,
     "Model settings that are meant to differ from those of init although the weights fit, such as order.",
@@ -264,7 +265,7 @@ def train_task(create_task: Callable[[Any], Task], config: Any) -> None:
 def resolve_sample_budget(config: Any, task: Task) -> Any:
     """A configuration whose budget of samples, if it has one, is converted to epochs, with a note on stderr."""
     samples = len(task.train_data)
-    training = config.training.resolved_for(samples, processes=launched_processes(), pairs=task.mixes_pairs)
+    training = resolved_training(config.training, samples, pairs=task.mixes_pairs)
     if training != config.training:
         note(
             f"training.sample_budget {config.training.sample_budget} of {samples} samples: {training.epochs} epochs in "

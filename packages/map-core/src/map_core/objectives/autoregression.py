@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from map_core.blocks import CrossBlock, make_norm, residual_stream
+from map_core.decoder import require_depth
 from map_core.encoder import require_causal
 from map_core.errors import UserError
 from map_core.initialization import init_weights
@@ -34,6 +35,9 @@ class NextRegionDecoder(nn.Module):
         position: Position embedding of the decoder's width: module of (raw coordinates, grid).
         embed_dim, depth, num_heads, mlp_ratio: Shape of the Transformer.
         norm_eps: Epsilon of its norms.
+
+    Raises:
+        UserError: a depth below 1.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class NextRegionDecoder(nn.Module):
         norm_eps: float = 1e-5,
     ) -> None:
         super().__init__()
+        require_depth(depth)
         self.embed = Linear(encoder_dim, embed_dim)
         self.query, self.start = nn.Parameter(torch.empty(embed_dim)), nn.Parameter(torch.empty(embed_dim))
         for token in (self.query, self.start):

@@ -1,5 +1,7 @@
 """A decoder of Mamba blocks whose scans, not an attention mask, decide which regions a prediction reads."""
 
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -98,10 +100,9 @@ class MambaRegionDecoder(RegionDecoder):
         attention: AttentionMaskKind,
         norm: NormKind = "rms",
     ) -> None:
-        # embedding, mask token, position and norm; the blocks are below
-        super().__init__(encoder_dim, position, embed_dim=embed_dim, depth=0, num_heads=1)
+        make_block = partial(RegionMambaBlock, embed_dim, attention, norm)
+        super().__init__(encoder_dim, position, embed_dim=embed_dim, depth=depth, make_block=make_block)
         self.attention = attention
-        self.blocks = nn.ModuleList(RegionMambaBlock(embed_dim, attention, norm) for _ in range(depth))
 
     def forward(
         self,

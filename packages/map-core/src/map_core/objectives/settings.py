@@ -3,7 +3,6 @@
 Each method has its own section, made of parts; a setting that a method does not have is refused by name.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,7 +10,14 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from map_core.errors import UserError
-from map_core.masking import Masking, MaskPlacement, MaskScope, MaskStrategy
+from map_core.masking import (
+    Masking,
+    MaskPlacement,
+    MaskScope,
+    MaskStrategy,
+    check_placement,
+    check_ratio,
+)
 from map_core.objective import CoarserTargets, Loss, Objective
 from map_core.randomness import Draw
 from map_core.ranges import check, check_choices, refuse_without_effect
@@ -133,21 +139,11 @@ class MaskingSettings(Settings):
 
     def validate(self) -> None:
         super().validate()
-        if not 0 <= self.mask_ratio < 1:
-            raise UserError(f"objective.mask_ratio must lie in [0, 1); got {self.mask_ratio}")
-        low, high = self.mask_ratio_bounds
-        if not 0 < low < high < 1:
-            raise UserError(f"objective.mask_ratio_bounds must satisfy 0 < low < high < 1; got {low}, {high}")
-        if self.mask_ratio_std is not None and not 0 < self.mask_ratio_std < math.inf:
-            raise UserError(f"objective.mask_ratio_std must be positive; got {self.mask_ratio_std}")
+        check_ratio("objective.mask_ratio", self.mask_ratio, self.mask_ratio_std, self.mask_ratio_bounds)
         if self.mask_ratio_std is None:
             because = "a fixed ratio (no objective.mask_ratio_std)"
             refuse_without_effect("objective", self, "mask_ratio_bounds", because=because)
-        if self.mask_placement == "random" and self.mask_strategy == "random":
-            raise UserError(
-                "objective.mask_placement 'random' has no effect with objective.mask_strategy 'random': choose "
-                "sequential or diagonal, or drop it"
-            )
+        check_placement("objective.mask_", self.mask_placement, self.mask_strategy)
         if (self.mask_placement, self.mask_strategy, self.mask_scope) == ("random", "sequential", "region"):
             raise UserError(
                 "objective.mask_placement 'random' draws a start in the whole scan, which changes nothing within most "

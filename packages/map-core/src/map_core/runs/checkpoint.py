@@ -4,7 +4,6 @@
 sizes and SHA-256 sums, and renamed. A reader trusts a directory only if it agrees with its manifest.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -19,8 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from map_core.errors import UserError, in_one_line, reason
-from map_core.paths import expand_user
-from map_core.reading import open_file, read_small
+from map_core.reading import read_small, sha256
 from map_core.runs.files import is_full, save_json, save_tensors, sync
 
 MANIFEST = "manifest.json"
@@ -168,9 +166,8 @@ def find_fault(directory: Path) -> str | None:
 
 
 def write_tensors(tensors: dict[str, Tensor]) -> Writer:
-    """Return a writer of ``tensors`` as safetensors, with their present values; tied ones are written once per name."""
-    copies = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-    return lambda path: save_tensors(path, copies)
+    """Return a writer of ``tensors``, as they then are, as safetensors; tied ones are written once per name."""
+    return lambda path: save_tensors(path, tensors)
 
 
 def write_pickle(state: dict[str, Any]) -> Writer:
@@ -220,18 +217,6 @@ def read_pickle(path: Path) -> dict[str, Any]:
             f"{path} was refused: it does not hold just tensors and plain values, and nothing in it was run; "
             "use a checkpoint that you trust"
         ) from error
-
-
-def sha256(path: Path) -> str:
-    """Hash a file."""
-    with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def content_of(path: str) -> str:
-    """The content of a file named by a setting, wherever the file is: its SHA-256, or the name where there is none."""
-    file = expand_user(path)
-    return f"a file with the SHA-256 {sha256(file)}" if file.is_file() else path
 
 
 def free_space(path: Path) -> str:

@@ -12,17 +12,18 @@ from safetensors import SafetensorError
 
 from map_core.errors import UserError
 from map_core.paths import expand_user
-from map_core.runs import best, lock, metrics, summary, trackers
+from map_core.runs import best, lock, metrics, trackers
 from map_core.runs.checkpoint import REMOVING, SUPERSEDED, WRITING, Checkpoints, find_fault
 from map_core.runs.files import UNFINISHED, is_full, require_folder, require_reachable
 from map_core.runs.lock import RunLock
 from map_core.runs.metrics import truncate_metrics
+from map_core.runs.summary import CONFIG_FILE, SUMMARY_FILE
 
 # everything that a run which failed before its first checkpoint can leave behind
 FILES_OF_A_START = {
     lock.FILE,
     metrics.FILE,
-    "config.yaml",
+    CONFIG_FILE,
     "tensorboard",
     "checkpoints",
     "curves.png",
@@ -31,7 +32,7 @@ FILES_OF_A_START = {
 TEMPORARY = (f"{UNFINISHED}*", ".tmp*", "*.partial")
 WEIGHTS = ("model", "model_ema", "pretraining", "pretraining_ema")
 # what a run writes at its end: the mark that it has finished, then its weights
-RESULTS = (summary.FILE, *(f"{name}{suffix}" for name in WEIGHTS for suffix in (".safetensors", ".json")))
+RESULTS = (SUMMARY_FILE, *(f"{name}{suffix}" for name in WEIGHTS for suffix in (".safetensors", ".json")))
 
 
 def require_run_directory(out: Path, resume: str | None) -> None:
@@ -58,21 +59,22 @@ def open_run(out: Path, checkpoints: Checkpoints, resume: str | None, run_lock: 
     Raises:
         UserError: ``out`` is in use or cannot be written, or ``resume`` finds nothing usable.
     """
-    checkpoint = named_checkpoint(out, checkpoints, resume) if resume not in (None, "auto") else None
-    is_elsewhere = checkpoint is not None and checkpoint.resolve().parent != checkpoints.directory.resolve()
+    checkpoint = None if resume in (None, "auto") else named_checkpoint(checkpoints, resume)
     starts_anew = nothing_to_lose(out, resume)
-    if not starts_anew and is_elsewhere:
-        raise UserError(
-            f"{out} is not empty and --resume {resume} belongs to another run; continue the run in {out} with "
-            "--resume auto, or choose another --out"
-        )
-    if checkpoint is not None and not is_elsewhere:
-        refuse_set_aside(checkpoint.resolve())
-    if not starts_anew and resume is None:
+    if resume is None and not starts_anew:
         raise UserError(in_use(out))
+    if checkpoint is not None:
+        is_elsewhere = checkpoint.resolve().parent != checkpoints.directory.resolve()
+        if is_elsewhere and not starts_anew:
+            raise UserError(
+                f"{out} is not empty and --resume {resume} belongs to another run; continue the run in {out} with "
+                "--resume auto, or choose another --out"
+            )
+        if not is_elsewhere:
+            refuse_set_aside(checkpoint.resolve())
     run_lock.acquire()
     refuse_links(out)
-    if not starts_anew and checkpoint is None:
+    if checkpoint is None and not starts_anew:
         # without one, this is no run's directory, and nothing is removed
         checkpoint = newest_checkpoint(checkpoints)
     clear(out, checkpoints)
@@ -84,13 +86,13 @@ def open_run(out: Path, checkpoints: Checkpoints, resume: str | None, run_lock: 
     return checkpoint
 
 
-def named_checkpoint(out: Path, checkpoints: Checkpoints, resume: str | None) -> Path:
+def named_checkpoint(checkpoints: Checkpoints, resume: str) -> Path:
     """The checkpoint that ``--resume PATH`` names.
 
     Raises:
         UserError: it is not a usable one, or may not be read.
     """
-    path = expand_user(str(resume))
+    path = expand_user(resume)
     require_reachable(path)
     fault = find_fault(path) if path.is_dir() else "there is no such directory"
     if fault is not None:

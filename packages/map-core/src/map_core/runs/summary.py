@@ -22,7 +22,7 @@ from map_core.reading import read_small
 from map_core.runs.files import save_json, save_text
 
 PACKAGES = ("torch", "torchvision", "timm", "accelerate", "map-core", "map-vision", "map-points", "map-dense")
-FILE = "summary.json"
+CONFIG_FILE, SUMMARY_FILE = "config.yaml", "summary.json"
 
 
 def to_serializable(value: Any) -> Any:
@@ -43,12 +43,12 @@ def to_serializable(value: Any) -> Any:
 def write_config(directory: Path, config: Any) -> None:
     """Write config.yaml, the resolved configuration without ``resume``, which is of this start alone."""
     values = {name: value for name, value in to_serializable(config).items() if name != "resume"}
-    save_text(directory / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+    save_text(directory / CONFIG_FILE, yaml.safe_dump(values, sort_keys=False))
 
 
 def write_summary(directory: Path, summary: dict[str, Any]) -> None:
     """Write summary.json, with null for numbers that are not finite."""
-    save_json(directory / FILE, finite_or_null(to_serializable(summary)))
+    save_json(directory / SUMMARY_FILE, finite_or_null(to_serializable(summary)))
 
 
 def finished_summary(directory: Path) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def finished_summary(directory: Path) -> dict[str, Any]:
 def any_summary(directory: Path) -> dict[str, Any]:
     """The summary of a run or of an evaluation; empty where there is none that can be read."""
     try:
-        summary = json.loads(read_small(directory / FILE))
+        summary = json.loads(read_small(directory / SUMMARY_FILE))
     except (OSError, ValueError, RecursionError):
         return {}
     return summary if isinstance(summary, dict) else {}
@@ -76,7 +76,7 @@ def refuse_training_run(out: Path, *, replaced: str) -> None:
     Raises:
         UserError: ``out`` holds checkpoints with their configuration, or the summary of anything but an evaluation.
     """
-    has_checkpoints = (out / "checkpoints").is_dir() and (out / "config.yaml").exists()
+    has_checkpoints = (out / "checkpoints").is_dir() and (out / CONFIG_FILE).exists()
     if has_checkpoints or any_summary(out).get("task") not in (None, "evaluate"):
         raise UserError(f"{out} is a training run, whose {replaced} would be replaced; choose another --out")
 

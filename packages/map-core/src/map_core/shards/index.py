@@ -18,7 +18,7 @@ import numpy as np
 
 from map_core.errors import UserError, reason
 from map_core.json_values import is_count
-from map_core.reading import open_file, read_small
+from map_core.reading import read_small, sha256
 from map_core.runs.files import replacing, save_text
 
 INDEX, TABLE, NAMES = "index.json", "samples.table", "names.txt"
@@ -33,7 +33,6 @@ SAMPLE = np.dtype(
         ("name", "<i8"),  # offset of its line in names.txt
     ]
 )
-BLOCK = 2**20
 MAX_INDEX_BYTES = 2**28  # of index.json: about a million shards
 NO_INDEX = "write it with the command shard, or, for tar files that are there already, with shard --index"
 
@@ -198,11 +197,7 @@ def is_plain_name(name: object) -> bool:
 
 def checksum_of(path: Path) -> dict[str, Any]:
     """Size and SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open_file(path) as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
 def _read_manifest(folder: Path, where: str) -> tuple[dict[str, Any], str]:

@@ -17,10 +17,11 @@ from tqdm import tqdm
 from map_core.errors import UserError, abbreviate, visible
 from map_core.reading import open_file, read_small
 from map_core.runs.files import is_full, require_folder
-from map_core.shards.index import BLOCK, INDEX, SAMPLE, Shard, is_plain_name, save_index, save_splits
+from map_core.shards.index import INDEX, SAMPLE, Shard, is_plain_name, save_index, save_splits
 
 TAR = ".tar"
 LABEL, CLASSES = "cls", "classnames.txt"
+BLOCK = 2**20  # bytes that are read at once
 MAX_LABEL_BYTES = 50  # blanks included
 MAX_HEADER_BYTES = 2**20  # of headers for long names and the like
 MAX_CLASSES = 10**6  # if they are numbers, not named in classnames.txt

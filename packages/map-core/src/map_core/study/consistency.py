@@ -7,7 +7,7 @@ from functools import reduce
 from map_core.commands.recipes import recipe_layers
 from map_core.commands.settings import flatten, merge
 from map_core.errors import UserError, abbreviate
-from map_core.runs.checkpoint import content_of
+from map_core.reading import content_of
 from map_core.study.definition import Study
 from map_core.study.location import StudyLocation
 from map_core.study.measures import added_measures

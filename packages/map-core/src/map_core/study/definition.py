@@ -31,8 +31,15 @@ from map_core.commands.settings import flatten
 from map_core.commands.values import short_repr
 from map_core.errors import UserError, near_matches
 from map_core.paths import expand_user, is_file
-from map_core.study.forms import check_forms, is_whole, rate
-from map_core.study.measures import TITLES, TRAINED, StudySettings, added_measures, load_measure, stages
+from map_core.study.forms import check_forms, is_whole_between, rate
+from map_core.study.measures import (
+    TITLES,
+    TRAINED_MEASURES,
+    StudySettings,
+    added_measures,
+    load_measure,
+    stages,
+)
 
 KEYS = (
     "name", "question", "arms", "labels", "learning_rates", "holdout", "seeds", "measures", "extensions", "base",
@@ -110,7 +117,7 @@ def read_study(path: Path, package: str) -> Study:
         if not values.get(key):
             raise UserError(f"study {path} lacks {key}")
     shared = values.get("pretrain", {})
-    arms = tuple(_read_arm(path, name, stages or {}, shared) for name, stages in values["arms"].items())
+    arms = tuple(_read_arm(path, name, arm or {}, shared) for name, arm in values["arms"].items())
     study = Study(
         name=values["name"],
         question=values.get("question", ""),
@@ -181,7 +188,7 @@ def layered(*layers: StudySettings) -> StudySettings:
 
 def measured_stages() -> tuple[str, ...]:
     """The measures that have settings."""
-    return (*TRAINED, *added_measures())
+    return (*TRAINED_MEASURES, *added_measures())
 
 
 def shared_sections(stage: str) -> tuple[str, ...]:
@@ -195,20 +202,20 @@ def _read_arm(path: Path, name: str, values: StudySettings, shared: StudySetting
         key: by_dotted_name(path, f"{key} of arm {name}", value) if key in (*stages(), "model") else value
         for key, value in values.items()
     }
-    for stage, settings in values.items():
-        if stage not in known_keys:
+    for key, value in values.items():
+        if key not in known_keys:
             raise UserError(
-                f"arm {name} of {path} has an unknown key {stage!r}; {near_matches(str(stage), known_keys)}"
+                f"arm {name} of {path} has an unknown key {key!r}; {near_matches(str(key), known_keys)}"
             )
-        for key in settings if stage in stages() else ():
-            if f"{key}.".startswith(shared_sections(stage)):
+        for setting in value if key in stages() else ():
+            if f"{setting}.".startswith(shared_sections(key)):
                 raise UserError(
-                    f"arm {name} of {path} sets {key}: all arms share data and evaluation, or nothing is "
-                    "compared; set it for the study"
+                    f"arm {name} of {path} sets {setting}: all arms share data and evaluation, or nothing is "
+                    f"compared; set it in {key} of the study itself, beside its arms"
                 )
-        if stage in measured_stages() and "recipe" in settings:
+        if key in measured_stages() and "recipe" in value:
             raise UserError(
-                f"arm {name} of {path} has a recipe of its own for {stage}, which may bring other data and evaluation: "
+                f"arm {name} of {path} has a recipe of its own for {key}, which may bring other data and evaluation: "
                 "say what differs by its settings"
             )
     model = {f"model.{key}": value for key, value in values.get("model", {}).items()}
@@ -223,7 +230,7 @@ def _read_arm(path: Path, name: str, values: StudySettings, shared: StudySetting
 
 def _read_labels(path: Path, values: Mapping[Any, StudySettings | None]) -> dict[int | None, StudySettings]:
     for count in values:
-        if count != "all" and not is_whole(count, 1):
+        if count != "all" and not is_whole_between(count, 1):
             raise UserError(f"labels of {path} must be positive numbers or 'all'; got {count!r}")
     return {
         None if count == "all" else count: by_dotted_name(path, f"labels {count}", settings)
@@ -233,11 +240,13 @@ def _read_labels(path: Path, values: Mapping[Any, StudySettings | None]) -> dict
 
 def _read_rates(path: Path, values: Any, measures: Sequence[str]) -> dict[str, tuple[float, ...]]:
     """Learning rates by stage; a list applies to every stage that trains."""
-    by_stage = values if isinstance(values, dict) else dict.fromkeys(TRAINED, values)
+    by_stage = values if isinstance(values, dict) else dict.fromkeys(TRAINED_MEASURES, values)
     learning_rates = {stage: tuple(map(rate, rates)) for stage, rates in by_stage.items()}
     for stage, rates in learning_rates.items():
-        if stage not in TRAINED:
-            raise UserError(f"learning_rates of {path} names {stage!r}; {near_matches(str(stage), TRAINED)}")
+        if stage not in TRAINED_MEASURES:
+            raise UserError(
+                f"learning_rates of {path} names {stage!r}; {near_matches(str(stage), TRAINED_MEASURES)}"
+            )
         if isinstance(values, dict) and stage not in measures:
             raise UserError(
                 f"learning_rates of {path}, or of its base, has rates for {stage}, which is not measured: leave them "
@@ -297,7 +306,7 @@ def _check(path: Path, study: Study) -> None:
                 f"{name} sets monitor.samples 0, with which no heldout_loss is measured: leave it out, for 2048 samples"
             )
         _check_overwritten(path, "pretrain", arm.pretrain or {}, {"training.seed"})
-    for stage in TRAINED:
+    for stage in TRAINED_MEASURES:
         overwritten = {"training.seed"}
         if study.learning_rates.get(stage):
             overwritten |= {"training.lr", "training.base_lr"}
@@ -323,12 +332,12 @@ def _check_effects(path: Path, study: Study) -> None:
             f"no arm of {path} is pretrained by the study, so none has {' or '.join(without)}: add pretrain to an arm, "
             f"or leave {' and '.join(without)} out of measures"
         )
-    if not set(TRAINED) & set(study.measures):
+    if not set(TRAINED_MEASURES) & set(study.measures):
         for key, is_set in (("labels", study.labels != {None: {}}), ("learning_rates", study.learning_rates)):
             if is_set:
                 raise UserError(
-                    f"{key} of {path} has no effect, as neither {' nor '.join(TRAINED)} is measured: remove it, or "
-                    "make it null where a base has it"
+                    f"{key} of {path} has no effect, as neither {' nor '.join(TRAINED_MEASURES)} is measured: "
+                    "remove it, or make it null where a base has it"
                 )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from map_core.commands.values import short_repr
 from map_core.errors import UserError, visible
+from map_core.json_values import LARGEST, is_whole
 from map_core.shards.index import is_plain_name
 from map_core.study.measures import StudySettings, stages
 
@@ -104,9 +105,9 @@ def is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | bool | int | float)
 
 
-def is_whole(value: Any, first: int = 0, end: int = 2**63) -> bool:
-    """Whether a value is a whole number in a range."""
-    return isinstance(value, int) and not isinstance(value, bool) and first <= value < end
+def is_whole_between(value: Any, first: int, last: int = LARGEST - 1) -> bool:
+    """Whether a value is a whole number from ``first`` to ``last``."""
+    return is_whole(value) and first <= value <= last
 
 
 def rate(value: Any) -> float:
@@ -133,13 +134,16 @@ FORMS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "labels": (lambda value: isinstance(value, dict), "a mapping of numbers, or 'all', to settings"),
     "learning_rates": (are_rates, "a list of positive numbers, or one for each stage"),
     "holdout": (lambda value: 0 < rate(value) < 1, "a number between 0 and 1"),
-    "seeds": (lambda value: isinstance(value, list) and all(map(is_whole, value)), "a list of whole numbers"),
+    "seeds": (
+        lambda value: isinstance(value, list) and all(is_whole_between(seed, 0) for seed in value),
+        "a list of whole numbers",
+    ),
     "measures": (
         lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
         "a list of names",
     ),
     "extensions": (
-        lambda value: is_whole(value, end=MAX_EXTENSIONS + 1),
+        lambda value: is_whole_between(value, 0, MAX_EXTENSIONS),
         f"a whole number up to {MAX_EXTENSIONS}",
     ),
     "base": (lambda value: isinstance(value, str), "a study's name"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from map_core.study.definition import layered
 from map_core.study.measures import StudySettings, added_measures, load_measure
-from map_core.study.plan import TRAINING, PlannedRun
+from map_core.study.plan import TRAINING_COMMANDS, PlannedRun
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class StudyLocation:
 
     def settings_of(self, run: PlannedRun) -> StudySettings:
         """The machine's settings for ``run``; none if it does not train, or trains with its own program."""
-        return self.run_settings if run.command in TRAINING else {}
+        return self.run_settings if run.command in TRAINING_COMMANDS else {}
 
 
 def command_line(run: PlannedRun, location: StudyLocation) -> list[str]:

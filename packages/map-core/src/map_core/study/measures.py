@@ -19,10 +19,8 @@ TITLES = {
     "knn": "nearest neighbours (%)",
     "heldout_loss": "loss on held-out samples",
 }
-TRAINED = (
-    "finetune",
-    "linear_probe",
-)  # measures that train, at a learning rate, with a chosen number of labels
+# measures that train, at a learning rate, with a chosen number of labels
+TRAINED_MEASURES = ("finetune", "linear_probe")
 StudySettings = dict[str, Any]  # options of a run, by dotted name
 
 
@@ -98,7 +96,7 @@ def load_measure(name: str) -> AddedMeasure:
 
 def stages() -> tuple[str, ...]:
     """Everything for which a study's file has settings."""
-    return ("pretrain", *TRAINED, *added_measures())
+    return ("pretrain", *TRAINED_MEASURES, *added_measures())
 
 
 def title_of(measure: str) -> str:

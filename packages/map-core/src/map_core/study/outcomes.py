@@ -7,6 +7,7 @@ from typing import Any
 from map_core.errors import Diverged, UserError, reason
 from map_core.json_values import is_finite
 from map_core.reading import read_small
+from map_core.runs.summary import SUMMARY_FILE
 from map_core.study.definition import Study
 from map_core.study.location import StudyLocation
 from map_core.study.measures import added_measures, load_measure
@@ -89,7 +90,7 @@ def read_summary(run: PlannedRun, directory: Path) -> dict[str, Any]:
     """
     if run.stage in added_measures():
         return load_measure(run.stage).summary(directory)
-    file = directory.with_suffix(".json") if run.command == "features" else directory / "summary.json"
+    file = directory.with_suffix(".json") if run.command == "features" else directory / SUMMARY_FILE
     try:
         summary = json.loads(read_small(file))
     except (OSError, ValueError, RecursionError) as error:

@@ -7,7 +7,8 @@ from map_core.study.definition import Arm, Study, layered
 from map_core.study.measures import StudySettings, added_measures
 from map_core.study.results import Result
 
-TRAINING = ("pretrain", "finetune", "linear-probe")  # commands that train
+COMMANDS = {"finetune": "finetune", "linear_probe": "linear-probe"}  # that train for a measure
+TRAINING_COMMANDS = ("pretrain", *COMMANDS.values())
 MONITOR_SAMPLES = 2048  # of each split, where a study measures the loss on held-out samples
 
 
@@ -63,45 +64,93 @@ def every_run(study: Study, results: Sequence[Result]) -> list[PlannedRun]:
 
 def _arm_runs(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> Iterator[PlannedRun]:
     """Yield the pretraining of an arm at a seed, and the runs that measure it."""
-    start = None
+    start = start_of(arm, seed)
     if arm.pretrain is not None:
-        start = f"{arm.name}/seed{seed}/pretrain"
         settings = {**arm.pretrain, "training.seed": seed}
         if "heldout_loss" in study.measures:
             settings.setdefault("monitor.samples", MONITOR_SAMPLES)
-        yield PlannedRun(start, arm.name, seed, None, "pretrain", "pretrain", settings)
+        yield PlannedRun(
+            key=key_of(arm, seed, "pretrain"),
+            arm=arm.name,
+            seed=seed,
+            labels=None,
+            stage="pretrain",
+            command="pretrain",
+            settings=settings,
+        )
         if "knn" in study.measures:
-            yield PlannedRun(f"{arm.name}/seed{seed}/knn", arm.name, seed, None, "knn", "features", {}, start)
+            yield PlannedRun(
+                key=key_of(arm, seed, "knn"),
+                arm=arm.name,
+                seed=seed,
+                labels=None,
+                stage="knn",
+                command="features",
+                settings={},
+                after=start,
+            )
     if "linear_probe" in study.measures and (start or arm.init):
-        yield from _measure_runs(study, arm, seed, "linear_probe", "linear-probe", start, results)
+        yield from _measure_runs(study, arm, seed, "linear_probe", results)
     if "finetune" in study.measures:
-        yield from _measure_runs(study, arm, seed, "finetune", "finetune", start, results)
+        yield from _measure_runs(study, arm, seed, "finetune", results)
     for stage in [measure for measure in study.measures if measure in added_measures()]:
         settings = layered(study.stages[stage], arm.stages.get(stage, {}))
         if arm.init is not None:
             settings["init"] = arm.init
         yield PlannedRun(
-            f"{arm.name}/seed{seed}/{stage}", arm.name, seed, None, stage, stage, settings, start
+            key=key_of(arm, seed, stage),
+            arm=arm.name,
+            seed=seed,
+            labels=None,
+            stage=stage,
+            command=stage,
+            settings=settings,
+            after=start,
         )
 
 
+def key_of(arm: Arm, seed: int, name: str) -> str:
+    """Key of a run of an arm at a seed."""
+    return f"{arm.name}/seed{seed}/{name}"
+
+
+def start_of(arm: Arm, seed: int) -> str | None:
+    """Key of the pretraining that an arm starts from; None for an arm that the study does not pretrain."""
+    return None if arm.pretrain is None else key_of(arm, seed, "pretrain")
+
+
+def name_of(stage: str, labels: int | None) -> str:
+    """Name of a stage with a number of labels, in keys."""
+    return stage if labels is None else f"{stage}_{labels}"
+
+
 def _measure_runs(
-    study: Study, arm: Arm, seed: int, stage: str, command: str, start: str | None, results: Sequence[Result]
+    study: Study, arm: Arm, seed: int, stage: str, results: Sequence[Result]
 ) -> Iterator[PlannedRun]:
     """Yield, by number of labels, trials of learning rates (at the first seed), then the run at the chosen rate."""
     for labels in study.labels:
         settings = stage_settings(study, arm, stage, labels, seed)
-        key = f"{arm.name}/seed{seed}/{stage}" + ("" if labels is None else f"_{labels}")
         lr = None
         if study.learning_rates.get(stage):
-            trials = list(_trial_runs(study, arm, stage, command, labels, results))
+            trials = list(_trial_runs(study, arm, stage, labels, results))
             if seed == study.seeds[0]:
                 yield from trials
             lr = chosen_rate(trials, results)
             if lr is None:
                 continue
             settings |= {"training.lr": lr}
-        yield PlannedRun(key, arm.name, seed, labels, stage, command, settings, start, lr, arm.pretrain)
+        yield PlannedRun(
+            key=key_of(arm, seed, name_of(stage, labels)),
+            arm=arm.name,
+            seed=seed,
+            labels=labels,
+            stage=stage,
+            command=COMMANDS[stage],
+            settings=settings,
+            after=start_of(arm, seed),
+            lr=lr,
+            pretrain=arm.pretrain,
+        )
 
 
 def stage_settings(study: Study, arm: Arm, stage: str, labels: int | None, seed: int) -> StudySettings:
@@ -119,14 +168,13 @@ def stage_settings(study: Study, arm: Arm, stage: str, labels: int | None, seed:
 
 
 def _trial_runs(
-    study: Study, arm: Arm, stage: str, command: str, labels: int | None, results: Sequence[Result]
+    study: Study, arm: Arm, stage: str, labels: int | None, results: Sequence[Result]
 ) -> Iterator[PlannedRun]:
     """Yield one run per learning rate, trained without the held-out part; a best rate at an edge adds one.
 
     So does an edge rate that ties with the best, the lower edge first.
     """
     seed = study.seeds[0]
-    start = f"{arm.name}/seed{seed}/pretrain" if arm.pretrain is not None else None
     scores = {result.key: result.score for result in results}
 
     def trial(lr: float) -> PlannedRun:
@@ -134,9 +182,18 @@ def _trial_runs(
         settings |= {"data.holdout": study.holdout, "training.lr": lr}
         if "data.eval_split" in settings:  # the held-out part is evaluated on
             settings["data.eval_split"] = None
-        name = stage if labels is None else f"{stage}_{labels}"
-        key = f"{arm.name}/trials/{name}_lr{lr:g}"
-        return PlannedRun(key, arm.name, seed, labels, "trial", command, settings, start, lr, arm.pretrain)
+        return PlannedRun(
+            key=f"{arm.name}/trials/{name_of(stage, labels)}_lr{lr:g}",
+            arm=arm.name,
+            seed=seed,
+            labels=labels,
+            stage="trial",
+            command=COMMANDS[stage],
+            settings=settings,
+            after=start_of(arm, seed),
+            lr=lr,
+            pretrain=arm.pretrain,
+        )
 
     rates = list(study.learning_rates[stage])
     for _ in range(study.extensions):

@@ -1,11 +1,8 @@
 """What must hold before a study starts, seen in the configurations that its runs will have."""
 
-import contextlib
 import itertools
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +12,20 @@ from torch import nn
 
 from map_core.commands.program import validate
 from map_core.errors import UserError
+from map_core.quiet import quietly
 from map_core.runs.files import save_json
 from map_core.study.consistency import refuse_changed_recipes
 from map_core.study.cost import configuration, naming_study, pretraining_of, study_stage
 from map_core.study.definition import Study, layered
-from map_core.study.measures import TRAINED, added_measures, load_measure
-from map_core.study.plan import TRAINING, PlannedRun, every_run, planned_runs, stage_settings
+from map_core.study.measures import TRAINED_MEASURES, added_measures, load_measure
+from map_core.study.plan import (
+    COMMANDS,
+    TRAINING_COMMANDS,
+    PlannedRun,
+    every_run,
+    planned_runs,
+    stage_settings,
+)
 from map_core.study.results import Result
 from map_core.tasks.domain import Domain, Purpose, required_training_samples
 
@@ -62,7 +67,7 @@ def refuse_rates_chosen_on_measured(study: Study, domain: Domain, scratch: Path)
         if not study.learning_rates.get(stage):
             continue
         settings = stage_settings(study, arm, stage, labels, study.seeds[0])
-        run = PlannedRun("", arm.name, 0, labels, stage, stage, settings)
+        run = PlannedRun("", arm.name, 0, labels, stage, COMMANDS[stage], settings)
         with naming_study(study, stage):
             data = configuration(domain, run, scratch).data
         if data.holdout:
@@ -128,13 +133,13 @@ def refuse_impossible_runs(study: Study, domain: Domain, scratch: Path, results:
     at_equal_compute = {arm.name for arm in study.arms if arm.compute_of is not None}
     kinds: dict[tuple[str, str, int | None], PlannedRun] = {}
     for run in every_run(study, results):
-        if run.command in TRAINING and run.key not in done:
+        if run.command in TRAINING_COMMANDS and run.key not in done:
             kinds.setdefault((run.arm, study_stage(study, run), run.labels), run)
     for (arm, stage, _), run in kinds.items():
         if arm in at_equal_compute:
             # its warmup may be longer than the epochs that compute has yet to replace
             run = replace(run, settings=layered(run.settings, {"training.warmup_epochs": 0}))
-        with naming_study(study, stage), silence():
+        with naming_study(study, stage), quietly():  # the runs themselves warn, in their logs
             config = configuration(domain, run, scratch)
             validate(config)
             model = build_without_values(domain, run.command, config)
@@ -143,18 +148,6 @@ def refuse_impossible_runs(study: Study, domain: Domain, scratch: Path, results:
                 refuse_other_model(domain, run.command, config, model, pretrained)
             else:
                 refuse_other_settings(domain, run.command, config, config.init)
-
-
-@contextlib.contextmanager
-def silence() -> Iterator[None]:
-    """Give no warnings: the runs themselves will, in their logs."""
-    disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(disabled)
 
 
 def build_without_values(domain: Domain, command: str, config: Any) -> nn.Module:
@@ -262,7 +255,7 @@ def refuse_other_preparation(study: Study, domain: Domain, scratch: Path) -> Non
 
     first: dict[tuple[str, str], tuple[PlannedRun, dict[str, Any]]] = {}
     for run in planned_runs(replace(study, learning_rates={}, seeds=study.seeds[:1]), []):
-        if run.stage not in TRAINED:
+        if run.stage not in TRAINED_MEASURES:
             continue
         prepared: dict[str, Any] = {}
         if (pretraining := pretraining_of(run)) is not None:

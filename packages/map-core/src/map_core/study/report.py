@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from map_core.runs.files import explaining_disk_errors, save_text
 from map_core.runs.pictures import save_picture
 from map_core.study.definition import Arm, Study
-from map_core.study.measures import TRAINED, title_of
+from map_core.study.measures import TRAINED_MEASURES, title_of
 from map_core.study.plan import is_trial_of
 from map_core.study.results import Result
 from map_core.study.statistics import estimate, verdict
@@ -34,7 +34,7 @@ def columns(study: Study) -> list[tuple[str, int | None]]:
     return [
         (stage, labels)
         for stage in study.measures
-        for labels in (study.labels if stage in TRAINED else [None])
+        for labels in (study.labels if stage in TRAINED_MEASURES else [None])
     ]
 
 
@@ -85,23 +85,23 @@ def is_pretrained(arm: Arm) -> bool:
     return arm.pretrain is not None or arm.init is not None
 
 
+def scratch_arm_for(study: Study, arm: Arm) -> Arm | None:
+    """The last arm from scratch with the same ``model``; None for one that is from scratch itself."""
+    from_scratch = [other for other in study.arms if not is_pretrained(other) and other.compute_of is None]
+    if arm in from_scratch:
+        return None
+    return next((other for other in reversed(from_scratch) if other.model == arm.model), None)
+
+
 def baseline_of(study: Study, arm: Arm) -> Arm | None:
     """The last arm from scratch with the same ``model``, or else the study's last arm.
 
     None where that is ``arm`` itself, or is compared with ``arm``.
     """
-    from_scratch = [other for other in study.arms if not is_pretrained(other) and other.compute_of is None]
-
-    def scratch_arm_for(compared: Arm) -> Arm | None:
-        same_model = (
-            []
-            if compared in from_scratch
-            else [other for other in from_scratch if other.model == compared.model]
-        )
-        return same_model[-1] if same_model else None
-
+    if (scratch := scratch_arm_for(study, arm)) is not None:
+        return scratch
     last = study.arms[-1]
-    return scratch_arm_for(arm) or (None if arm in (last, scratch_arm_for(last)) else last)
+    return None if arm in (last, scratch_arm_for(study, last)) else last
 
 
 def pairs(study: Study, results: Sequence[Result]) -> str:
@@ -168,7 +168,7 @@ def plot(study: Study, results: Sequence[Result], path: Path) -> bool:
     for axis, stage in zip(figure.subplots(1, len(stages), squeeze=False)[0], stages, strict=True):
         counts = [
             count
-            for count in (study.labels if stage in TRAINED else [None])
+            for count in (study.labels if stage in TRAINED_MEASURES else [None])
             if any(scores(results, arm.name, stage, count) for arm in study.arms)
         ]
         values_by_arm = {
@@ -245,6 +245,29 @@ def trial_score(trial: Result) -> str:
     return f"{trial.lr:g}: " + ("diverged" if "diverged" in trial.facts else f"{trial.score:.2f}")
 
 
+def costs(study: Study, results: Sequence[Result]) -> str:
+    """What one run of each arm costs: samples seen in training, and operations where they were counted."""
+    measured = {(r.arm, r.stage, r.labels): r for r in results if r.samples}
+    counted = [column for column in columns(study) if any(key[1:] == column for key in measured)]
+    rows = []
+    for arm in study.arms:
+        cells = [cost_of_run(measured.get((arm.name, *column))) for column in (("pretrain", None), *counted)]
+        if arm.init is not None:
+            cells[0] = f"given, `{arm.init}`: one for all seeds, not counted here"
+        if any(cell != "-" for cell in cells):
+            rows.append(f"| {arm.name} | {' | '.join(cells)} |")
+    headings = " | ".join(("pretraining", *(title(*column) for column in counted)))
+    header = [f"| cost of a run | {headings} |", "|---" * (len(counted) + 2) + "|"]
+    return "\n".join([*header, *rows]) if rows else ""
+
+
+def cost_of_run(result: Result | None) -> str:
+    """The samples and operations of a run's training; a dash without one."""
+    if result is None:
+        return "-"
+    return f"{result.samples:,} samples" + (f", {result.flops / 1e12:.3g} TFLOP" if result.flops else "")
+
+
 def page(study: Study, results: Sequence[Result], command: str) -> str:
     """A Markdown page: question, table, differences, learning rates tried, cost, and how to run the study."""
     devices = sorted({str(r.facts.get("device")) for r in results if r.facts.get("device")})
@@ -253,6 +276,7 @@ def page(study: Study, results: Sequence[Result], command: str) -> str:
     operations = [r.flops for r in trained]  # 0 where they were not counted
     counted = f", {sum(operations) / 1e12:.1f} TFLOP" if operations and all(operations) else ""
     seconds, seeds = sum(r.seconds for r in results), sorted({r.seed for r in results})
+    tried = rates(study, results)
     parts = [
         f"# {study.name}",
         study.question,
@@ -261,7 +285,11 @@ def page(study: Study, results: Sequence[Result], command: str) -> str:
         "twenty excludes 0 by chance:",
         comparisons(study, results),
         pairs(study, results),
-        rates(study, results),
+        tried,
+        tried
+        and "Rates are chosen by all labels of a held-out part of the training split, which come on top of those "
+        "that a column names.",
+        costs(study, results),
         f"{len(results)} runs ({sum(r.stage == 'trial' for r in results)} trials of learning rates on a held-out "
         f"part), {seconds / 3600:.2f} hours of runs{counted}, seeds {', '.join(map(str, seeds))} of "
         f"{', '.join(map(str, study.seeds))}; "

@@ -35,7 +35,7 @@ from map_core.tasks.evaluation import (
 from map_core.tasks.probe import LinearProbe
 from map_core.tasks.weights import read_description, save_weights, weights_identity
 from map_core.training import Task
-from map_core.training.processes import launched_processes, sum_over_processes
+from map_core.training.processes import resolved_training, sum_over_processes
 from map_core.training.recomputation import recompute_activations
 from map_core.training.task import exported_file
 
@@ -87,9 +87,7 @@ class ClassificationTask(Task):
         refuse_single_class(self.data)
         self.mixer: Mixer | None = config.objective.mixer(len(self.data.classes))
         self.mixes_pairs = self.mixer is not None
-        samples, processes = len(self.train_data), launched_processes()
-        training = config.training.resolved_for(samples, processes=processes, pairs=self.mixes_pairs)
-        training.micro_batch(processes, samples, pairs=self.mixes_pairs)  # raises if it does not split
+        training = resolved_training(config.training, len(self.train_data), pairs=self.mixes_pairs)
         self.config = config = replace(config, training=training)
         self.model = self.build_model()
 

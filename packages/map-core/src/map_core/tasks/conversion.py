@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from map_core.runs.summary import refuse_training_run
 from map_core.tasks.domain import Domain
 from map_core.tasks.families import Converted, Family, family_of, refuse_unknown
 from map_core.tasks.initial_weights import LoadReport
-from map_core.tasks.pretraining import DECODER, ENCODER, decoder_state, load_decoder_state
+from map_core.tasks.pretraining import DECODER, ENCODER, load_decoder_state, save_decoder
 from map_core.tasks.setting_values import format_options
 from map_core.tasks.weights import (
     MODEL_FILE,
@@ -109,11 +109,12 @@ def convert_checkpoint(
         try:
             folder.mkdir(parents=True)
             if full_objective is not None:
-                write_decoder(full_objective, settings, folder)
+                save_decoder(folder / DECODER_FILE, full_objective, settings, weights="raw")
             save_weights(folder / MODEL_FILE, network.state_dict(), description)
             remove_model(out)
-            for file in sorted(folder.iterdir(), reverse=True):  # the decoder first, as a run is its encoder
-                os.replace(file, out / file.name)
+            # the decoder first, as a run is its encoder
+            for written in sorted(folder.iterdir(), reverse=True):
+                os.replace(written, out / written.name)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return report
@@ -187,9 +188,3 @@ def remove_model(out: Path) -> None:
     for suffix in (".safetensors", ".json"):
         for name in (ENCODER, DECODER):
             (out / f"{name}{suffix}").unlink(missing_ok=True)
-
-
-def write_decoder(objective: Objective, settings: Any, out: Path) -> None:
-    """Write decoder and head as a pretraining run would."""
-    description = {"objective": asdict(settings), "holds": "decoder and head", "weights": "raw"}
-    save_weights(out / DECODER_FILE, decoder_state(objective), description)

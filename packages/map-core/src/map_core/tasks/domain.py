@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from map_core.errors import UserError
 from map_core.objective import Objective
-from map_core.runs.checkpoint import content_of
+from map_core.reading import content_of
 from map_core.runs.notes import tell
 from map_core.runs.summary import to_serializable
 from map_core.tasks.evaluation import Collate, EvaluationConfig, Gather, choose_device, collect

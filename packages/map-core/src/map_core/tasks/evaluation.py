@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from map_core.errors import UserError, unknown_name
-from map_core.ranges import check
+from map_core.ranges import check, check_choices
 from map_core.runs.summary import describe_run
-from map_core.training.config import PRECISIONS
+from map_core.training.config import Precision
 from map_core.training.loading import batches_in_order
 from map_core.training.task import MapStyleDataset
 
 Collate = Callable[[list[Any]], Any]
 Gather = Callable[..., tuple[Float[Tensor, "n f"], Int[Tensor, " n"]]]  # collect, or a replacement for it
-DEVICES = ("auto", "cpu", "cuda")
+Device = Literal["auto", "cpu", "cuda"]
 TOP = 5
 ROWS = 8192  # rows of results that are processed at once
 
@@ -33,23 +33,21 @@ class EvaluationConfig:
     Args:
         batch_size: Samples at once, per process.
         workers: Loading processes.
-        device: auto, cpu or cuda.
-        precision: Arithmetic of the forward pass, fp32 or bf16.
+        device: Where the model runs; auto takes a GPU if there is one.
+        precision: Arithmetic of the forward pass.
         progress: Show a progress bar.
     """
 
     batch_size: int = 128
     workers: int = 2
-    device: str = "auto"
-    precision: str = "fp32"
+    device: Device = "auto"
+    precision: Precision = "fp32"
     progress: bool = True
 
     def validate(self) -> None:
         """Raise a :class:`UserError` for the first field that no evaluation can have."""
         check("evaluation", self, at_least_one=("batch_size",), not_negative=("workers",))
-        for name, choices in {"precision": PRECISIONS, "device": DEVICES}.items():
-            if (value := getattr(self, name)) not in choices:
-                raise unknown_name(f"evaluation.{name}", value, choices)
+        check_choices("evaluation", self)
 
 
 def choose_device(name: str) -> torch.device:
@@ -60,8 +58,8 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name not in DEVICES:
-        raise unknown_name("device", name, DEVICES)
+    if name not in get_args(Device):
+        raise unknown_name("device", name, get_args(Device))
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device 'cuda' asked for, but torch sees no GPU; use --evaluation.device cpu")
     return torch.device(name)

@@ -11,13 +11,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from map_core.errors import UserError, in_one_line
+from map_core.errors import UserError
 from map_core.ops.exporting import for_export
+from map_core.quiet import quietly
 from map_core.runs.files import explaining_disk_errors, replacing
 from map_core.tasks.domain import Domain
-from map_core.tasks.onnx_file import quietly, require_onnx, run_onnx, write_onnx
+from map_core.tasks.onnx_file import require_onnx, run_onnx, write_onnx
 from map_core.tasks.trained_models import NO_CHANGES, Changes
-from map_core.tasks.weights import read_description, weights_file
 
 Format = Literal["onnx", "torch-export"]
 ENDING: dict[Format, str] = {"onnx": ".onnx", "torch-export": ".pt2"}
@@ -70,14 +70,7 @@ def export_run(
     Raises:
         UserError: no classifier or encoder, changes that do not fit the weights, or what :func:`export_model` raises.
     """
-    description, config = read_description(path), domain.models.read_model_config(path, changes)
-    if config is None or description.get("holds") not in ("encoder", "classifier"):
-        weights_file(path)  # says so when there is nothing at all
-        holds = in_one_line(description.get("holds", "nothing"))
-        raise UserError(
-            f"{path} describes neither an encoder nor a classifier (its .json says: {holds}); give a run of pretrain, "
-            "finetune or linear-probe"
-        )
+    config, description = domain.models.encoder_or_classifier(path, changes)
     only_features = encoder or description["holds"] == "encoder"
     domain.models.refuse_other_settings(config, path, is_init=False, is_classifier=not only_features)
     model = domain.models.encoder(path, changes)

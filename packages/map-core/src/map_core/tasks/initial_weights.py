@@ -16,6 +16,8 @@ from map_core.tasks.setting_values import format_options
 from map_core.tasks.weights import read_description, read_weights, weights_file
 
 Cure = Callable[[str, Any], str]  # of a setting's name and value: how a model gets that value
+# the options with which a command would make a model that fits a file: another project's, converted, or one of ours
+FittingOptions = Callable[[Converted | None], str]
 log = logging.getLogger(__name__)
 FORWARD, BACKWARD = ".scan_forward.", ".scan_backward."  # in the keys of each direction of a Mamba mixer
 OTHER_HEAD = "the file's head has other parameters or shapes: this model's starts anew"
@@ -63,7 +65,7 @@ def load_init(
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = dict,
     resampled: Callable[[str, Tensor, Tensor], bool] = lambda key, source, target: False,
     keep_head: bool = True,
-    cure: Callable[[], str] = str,
+    fitting_options: FittingOptions | None = None,
 ) -> LoadReport:
     """Start a model from a pretraining run, a weights file, or a checkpoint of another project.
 
@@ -78,8 +80,7 @@ def load_init(
         convert: Adapts a state dict with our names to the model.
         resampled: Called with (key, the file's tensor, the model's): whether the model resamples it when it loads.
         keep_head: Load the file's head where its shapes fit; otherwise it starts anew.
-        cure: Returns the options with which a command would make a model that fits a file of ours, for messages; where
-            it has none, those that describe the file's model are named.
+        fitting_options: For messages; where it has none, those that describe the file's model are named.
 
     Raises:
         UserError: a file of no known family; an invisible setting that differs from the file's; any other missing,
@@ -115,7 +116,7 @@ def load_init(
     if any(faults.values()):
         raise UserError(
             f"{file} does not fit this model: {format_keys(faults)}; choose the model that was pretrained "
-            f"({_cure(family, converted, file, cure)})"
+            f"({options_for(family, converted, file, fitting_options)})"
         )
     # load, and report what was not as expected
     missing = tuple(model.load_state_dict(state, strict=False).missing_keys)
@@ -231,17 +232,18 @@ def other_guesses(model: nn.Module, converted: Converted, *, cure: Cure = option
     }
 
 
-def _cure(family: Family | None, converted: Converted, file: Path, cure: Callable[[], str]) -> str:
-    """The options that make a model that fits the file; for one of ours those of ``cure``, if it has any."""
-    if family is None:
-        if options := cure():
-            return options
-        description = read_description(file)
-        if "name" not in description:
-            return "--model.name and its sizes"
-        settings = {"name": description["name"], **(description.get("arguments") or {})}
-        return " ".join(format_options(settings, "model."))
-    return f"{family.name}: {' '.join(format_options(converted.model, 'model.'))}"
+def options_for(
+    family: Family | None, converted: Converted, file: Path, fitting_options: FittingOptions | None
+) -> str:
+    """The options that make a model that fits the file: the ``fitting_options``, if there are any."""
+    options = "" if fitting_options is None else fitting_options(None if family is None else converted)
+    if family is not None:
+        return f"{family.name}: {options or ' '.join(format_options(converted.model, 'model.'))}"
+    description = read_description(file)
+    if options or "name" not in description:
+        return options or "--model.name and its sizes"
+    settings = {"name": description["name"], **(description.get("arguments") or {})}
+    return " ".join(format_options(settings, "model."))
 
 
 def both_directions(

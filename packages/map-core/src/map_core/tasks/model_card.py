@@ -9,11 +9,11 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from map_core.errors import UserError, in_one_line
+from map_core.errors import in_one_line
 from map_core.runs.files import replacing, save_json, save_text
 from map_core.tasks.domain import Domain
 from map_core.tasks.trained_models import TRAINING_ONLY, ModelConfig, Models
-from map_core.tasks.weights import MODEL_FILE, read_description, weights_file
+from map_core.tasks.weights import MODEL_FILE, weights_file
 
 CARD, TIMM_CONFIG = "README.md", "config.json"
 UNKNOWN = "not recorded"
@@ -87,13 +87,7 @@ def shared_description(domain: Domain, run: Path) -> dict[str, Any]:
     Raises:
         UserError: it describes neither an encoder nor a classifier.
     """
-    config, description = domain.models.read_model_config(run), read_description(run)
-    if config is None or description.get("holds") not in ("encoder", "classifier"):
-        weights_file(run)  # says so when there is nothing at all
-        raise UserError(
-            f"{run} describes neither an encoder nor a classifier (its .json says: "
-            f"{description.get('holds', 'nothing')}); give a run of pretrain, finetune or linear-probe"
-        )
+    config, description = domain.models.encoder_or_classifier(run)
     model = registered(domain.models, config)
     return {**description, "name": model.name, "arguments": json.loads(json.dumps(model.arguments()))}
 

@@ -2,10 +2,7 @@
 
 import importlib.util
 import json
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 from torch import Tensor
 
 from map_core.errors import UserError
+from map_core.quiet import quietly
 
 REQUIRED_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 LIMIT = 2**31  # bytes that a protocol-buffer file may have
@@ -90,16 +88,3 @@ def run_onnx(path: Path, inputs: Tensor) -> list[Tensor]:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     results = session.run(None, {session.get_inputs()[0].name: inputs.numpy()})
     return [torch.from_numpy(result) for result in results]
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Keep the logs and warnings of exporters off the terminal."""
-    disabled_level = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(disabled_level)

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from map_core.errors import UserError
 from map_core.paths import is_device
-from map_core.reading import read_small
-from map_core.runs.checkpoint import REMOVING, content_of, remove, sha256
+from map_core.reading import content_of, read_small, sha256
+from map_core.runs.checkpoint import REMOVING, remove
 from map_core.runs.files import UNFINISHED, is_full, replacing, save_json
 from map_core.runs.lock import RunLock
 from map_core.runs.notes import note
@@ -228,7 +228,7 @@ def begin(folder: Path, manifest: Mapping[str, Any], parts: Sequence[range]) -> 
             remove(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_json(manifest_file, dict(manifest))
-    missing = [part for part, rows in enumerate(parts) if not is_whole(part_file(folder, part))]
+    missing = [part for part, rows in enumerate(parts) if not is_intact(part_file(folder, part))]
     if len(missing) < len(parts):
         note(f"{folder.name}: {len(parts) - len(missing)} of {len(parts)} parts are there already")
     return missing
@@ -246,7 +246,7 @@ def part_file(folder: Path, part: int) -> Path:
     return folder / f"{part:08}.npz"
 
 
-def is_whole(path: Path) -> bool:
+def is_intact(path: Path) -> bool:
     """Whether a part exists, has both arrays and matches their checksums, which NPZ files carry."""
     try:
         with zipfile.ZipFile(path) as file:

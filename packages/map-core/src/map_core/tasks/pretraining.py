@@ -35,7 +35,7 @@ from map_core.tasks.weights import (
     weights_identity,
 )
 from map_core.training import Task
-from map_core.training.processes import launched_processes
+from map_core.training.processes import launched_processes, resolved_training
 from map_core.training.recomputation import recompute_activations
 from map_core.training.task import MapStyleDataset, exported_file
 
@@ -85,17 +85,16 @@ class PretrainTask(Task):
         samples = len(required_training_samples(self.data))
         self.mixer: Mixer | None = config.objective.mixer()
         self.mixes_pairs = self.mixer is not None
-        processes = launched_processes()
-        training = config.training.resolved_for(samples, processes=processes, pairs=self.mixes_pairs)
+        training = resolved_training(config.training, samples, pairs=self.mixes_pairs)
         self.config = config = replace(config, training=training)
-        micro_batch = training.micro_batch(processes, samples, pairs=self.mixes_pairs)
+        micro_batch = training.micro_batch(launched_processes())
         self.train_data = config.objective.training_samples(
             self.data, batch_size=training.batch_size, micro_batch=micro_batch
         )
 
         # only now, as a momentum encoder starts as a copy of the loaded weights
-        steps_per_epoch = len(self.train_data) // config.training.batch_size
-        self.model.begin(config.training.epochs * steps_per_epoch)
+        steps_per_epoch = len(self.train_data) // training.batch_size
+        self.model.begin(training.epochs * steps_per_epoch)
 
         # where data is None, the monitor opens the splits itself, not augmented
         self.monitor: Monitor | None = open_monitor(domain, config, self.model, data)
@@ -141,12 +140,7 @@ class PretrainTask(Task):
             self.config.model, task=self.name, holds="encoder", weights=weights, **self.data.preprocessing
         )
         save_weights(exported_file(directory, ENCODER, weights), model.backbone.state_dict(), description)
-        settings = {
-            "objective": asdict(self.config.objective),
-            "holds": "decoder and head",
-            "weights": weights,
-        }
-        save_weights(exported_file(directory, DECODER, weights), decoder_state(model), settings)
+        save_decoder(exported_file(directory, DECODER, weights), model, self.config.objective, weights)
 
     def finish(self, model: nn.Module, directory: Path, summary: dict[str, Any]) -> None:
         if isinstance(model, ReconstructingObjective):
@@ -159,6 +153,19 @@ class PretrainTask(Task):
 def decoder_state(objective: nn.Module) -> dict[str, Tensor]:
     """An objective's state without its backbone's: the decoder's and the head's."""
     return {key: value for key, value in objective.state_dict().items() if not key.startswith(BACKBONE)}
+
+
+def save_decoder(file: Path, objective: Objective, settings: Any, weights: str) -> None:
+    """Write the decoder and the head of an objective, with the settings that they were made with.
+
+    Args:
+        file: The weights file; the settings go beside it.
+        objective: The objective.
+        settings: Its section.
+        weights: 'raw', 'ema' or 'best'.
+    """
+    description = {"objective": asdict(settings), "holds": "decoder and head", "weights": weights}
+    save_weights(file, decoder_state(objective), description)
 
 
 @dataclass(frozen=True)
@@ -302,9 +309,9 @@ def hide_and_reconstruct(
     if ratio is not None and masking is None:
         raise UserError(f"{type(objective).__name__} hides no share of tokens: leave --mask_ratio out")
     objective.eval()
-    if ratio is not None and masking is not None:
-        objective.masking = replace(masking, ratio=ratio, ratio_std=None)
     try:
+        if ratio is not None and masking is not None:
+            objective.masking = replace(masking, ratio=ratio, ratio_std=None)
         return objective.reconstruct(inputs, Draw.of_batch(len(inputs), seed=seed))
     finally:
         objective.train(was_training)

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from map_core.errors import UserError, in_one_line, near_matches, reason
-from map_core.tasks.families import Family
-from map_core.tasks.initial_weights import LoadReport
+from map_core.tasks.families import Converted, Family
+from map_core.tasks.initial_weights import FittingOptions, LoadReport
 from map_core.tasks.setting_values import format_options
 from map_core.tasks.weights import description_file, read_description, read_settings, weights_file
 
@@ -44,7 +44,12 @@ class LoadInit(Protocol):
     """Starts a model from a run or weights file, as :func:`~map_core.tasks.initial_weights.load_init` does."""
 
     def __call__(
-        self, model: nn.Module, path: str | Path, *, keep_head: bool = True, cure: Callable[[], str] = str
+        self,
+        model: nn.Module,
+        path: str | Path,
+        *,
+        keep_head: bool = True,
+        fitting_options: FittingOptions | None = None,
     ) -> LoadReport: ...
 
 
@@ -160,7 +165,8 @@ class Models(Generic[Config]):
             if before.get(name) != now.get(name):
                 cure = f"leave out model.{name}"
                 if is_init:
-                    cure = f"leave --model.{name} to the run, for which the data are prepared, or train without --init"
+                    value = before.get(name)
+                    cure = f"give --model.{name} {value} and such data, or leave it to the run, or train without --init"
                 raise UserError(
                     f"{path} was trained with model.{name} {before.get(name)!r}, this model has {now.get(name)!r}, "
                     f"which its first layer does not fit; {cure}"
@@ -197,19 +203,29 @@ class Models(Generic[Config]):
             UserError: the weights do not fit; the message names the options with which they do.
         """
         return self.load_init(
-            model, path, keep_head=keep_head, cure=partial(self.options_as_trained, config, path)
+            model, path, keep_head=keep_head, fitting_options=partial(self.options_as_trained, config, path)
         )
 
-    def options_as_trained(self, config: Config, path: str | Path) -> str:
-        """The options that turn a command's model section into that of described weights; empty for others."""
-        trained = self.read_model_config(path)
+    def options_as_trained(self, config: Config, path: str | Path, converted: Converted | None = None) -> str:
+        """The options that turn a command's model section into that of some weights; empty if nothing describes them.
+
+        Args:
+            config: The model section.
+            path: A run or weights file.
+            converted: What it holds, if another project wrote it.
+        """
+        if converted is None:
+            trained, description = self.read_model_config(path), read_description(path)
+        else:
+            trained = read_settings(self.config, converted.model, path)
+            description = {"holds": converted.holds}
         if trained is None:
             return ""
         before, given = self.resolved(trained), config.arguments()
         shared = {name: value for name, value in given.items() if name in before}
         now = self.resolved(self.config(trained.name, **shared))
         settings = [entry.name for entry in fields(config) if entry.name not in ("name", *TRAINING_ONLY)]
-        names = self.trained_with(settings, read_description(path))
+        names = self.trained_with(settings, description)
         other = {name: before[name] for name in names if before.get(name) not in (None, now.get(name))}
         options = format_options({"name": trained.name, **other}, "model.")
         # a text cannot be null by itself on a command line, but in a section
@@ -266,6 +282,28 @@ class Models(Generic[Config]):
             return self.classifier(path, changes)[0]
         model = create_from_description(lambda: self.create_backbone(config), path, changes)
         return load_whole(model, path, self.load_init)
+
+    def encoder_or_classifier(
+        self, path: str | Path, changes: Changes = NO_CHANGES
+    ) -> tuple[Config, dict[str, Any]]:
+        """The configuration and the description of a run or weights file that holds an encoder or a classifier.
+
+        Args:
+            path: A run or weights file.
+            changes: Settings that differ from the run's, such as the size of its inputs.
+
+        Raises:
+            UserError: nothing there, or the weights of something else.
+        """
+        config, description = self.read_model_config(path, changes), read_description(path)
+        if config is None or description.get("holds") not in ("encoder", "classifier"):
+            weights_file(path)  # says so when there is nothing at all
+            holds = in_one_line(description.get("holds", "nothing"))
+            raise UserError(
+                f"{path} describes neither an encoder nor a classifier (its .json says: {holds}); give a run of "
+                "pretrain, finetune or linear-probe"
+            )
+        return config, description
 
     def load(self, path: str | Path) -> nn.Module:
         """The model of a run, in evaluation mode, in the sizes that it was trained in.

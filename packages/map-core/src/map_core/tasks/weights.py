@@ -12,8 +12,7 @@ from torch import Tensor
 from map_core import shipped
 from map_core.errors import UserError, abbreviate, in_one_line, reason
 from map_core.paths import expand_user, is_file
-from map_core.reading import read_small
-from map_core.runs.checkpoint import content_of
+from map_core.reading import content_of, read_small
 from map_core.runs.files import replacing, require_reachable, save_json, save_tensors
 from map_core.tasks.foreign_weights import (
     WRAPPERS,

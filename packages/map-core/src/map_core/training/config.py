@@ -2,14 +2,14 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
-from map_core.errors import UserError, unknown_name
+from map_core.errors import UserError
 from map_core.ranges import check, check_choices, refuse_without_effect, require
 
 REFERENCE_BATCH = 256  # base_lr is the learning rate at this batch size
 Precision = Literal["fp32", "bf16"]
-PRECISIONS = get_args(Precision)
+Device = Literal["auto", "cpu", "cuda", "mps"]
 AT_LEAST_ONE = (
     "sample_budget",
     "epochs",
@@ -29,7 +29,6 @@ NOT_NEGATIVE = ("warmup_epochs", "warmup_lr", "min_lr", "weight_decay", "workers
 BUDGET_PARTS = 20
 Compile = Literal["none", "model", "blocks"]
 CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
-DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass
@@ -109,7 +108,7 @@ class TrainingConfig:
     keep_checkpoints: int = 2
     evaluate_epochs: int = 1
     log_steps: int = 10
-    device: str = "auto"
+    device: Device = "auto"
     max_steps: int | None = None
     progress: bool = True
     tensorboard: bool = True
@@ -196,8 +195,6 @@ class TrainingConfig:
             require("training", self, "warmup_epochs", lambda value: value < self.epochs, rule)
         require("training", self, "layer_decay", lambda value: value <= 1, "must be at most 1")
         check_choices("training", self)
-        if self.device not in DEVICES:
-            raise unknown_name("training.device", self.device, DEVICES)
         if self.recompute_every != 1 and not self.activation_checkpointing:
             raise UserError(
                 f"training.recompute_every {self.recompute_every} chooses blocks of activation_checkpointing, which is "

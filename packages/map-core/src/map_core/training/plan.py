@@ -75,6 +75,11 @@ class RunPlan:
         )
 
     @property
+    def micro_batch(self) -> int:
+        """Samples that one process holds in one micro-step."""
+        return self.batch_size // (self.num_processes * self.accumulation_steps)
+
+    @property
     def steps_per_epoch(self) -> int:
         """Optimizer steps in one epoch."""
         return self.num_samples // self.batch_size
@@ -90,9 +95,8 @@ class RunPlan:
 
     def draw(self, step: int, micro: int) -> Draw:
         """What is random in micro-step ``micro`` of optimizer step ``step`` on this process."""
-        micro_batch = self.batch_size // (self.num_processes * self.accumulation_steps)
-        start = (micro * self.num_processes + self.rank) * micro_batch
-        return Draw(self.seed, step, slice(start, start + micro_batch), self.batch_size)
+        start = (micro * self.num_processes + self.rank) * self.micro_batch
+        return Draw(self.seed, step, slice(start, start + self.micro_batch), self.batch_size)
 
     def step_seed(self, step: int, micro: int) -> int:
         """Seed of what a model draws in micro-step ``micro`` of ``step``, such as dropout; another on every process."""
@@ -154,7 +158,7 @@ def explain_single_samples(plan: RunPlan) -> Iterator[None]:
             raise
         parts = plan.num_processes * plan.accumulation_steps
         raise UserError(
-            f"a micro-batch of {plan.batch_size // parts} sample(s) is too small for batch normalisation: "
+            f"a micro-batch of {plan.micro_batch} sample(s) is too small for batch normalisation: "
             f"training.batch_size {plan.batch_size} is split over {plan.num_processes} process(es) times "
             f"accumulation_steps {plan.accumulation_steps}; set --training.batch_size to {2 * parts} or more, or lower "
             "--training.accumulation_steps"

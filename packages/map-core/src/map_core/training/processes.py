@@ -166,6 +166,23 @@ def launched_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def resolved_training(config: TrainingConfig, samples: int, *, pairs: bool = False) -> TrainingConfig:
+    """The settings for ``samples`` training samples in the processes that the launcher started.
+
+    Args:
+        config: A ``sample_budget`` becomes epochs and what they set.
+        samples: Number of training samples.
+        pairs: Whether samples of a micro-batch are mixed in pairs, so that it must be even.
+
+    Raises:
+        UserError: the batch does not split evenly over the processes, or not into whole pairs.
+    """
+    processes = launched_processes()
+    training = config.resolved_for(samples, processes=processes, pairs=pairs)
+    training.micro_batch(processes, samples, pairs=pairs)  # raises if it does not split
+    return training
+
+
 def join_peers() -> Peers:
     """Join the processes that a launcher such as torchrun started, if any; each takes a GPU, if there are any.
 

@@ -53,7 +53,7 @@ class Task(abc.ABC):
 
     A subclass sets ``model`` (what is optimized, in float32) and ``train_data`` in its constructor.
     ``train_data[index]`` may draw from the global torch, numpy and random generators: the loop seeds them
-    by (seed, epoch, index) before every sample, and by (seed, step, micro-step, process) before every loss.
+    by (seed, epoch, index, repeat) before every sample, and by (seed, step, micro-step, process) before every loss.
     The loop calls ``model.train()``; a model with frozen parts overrides ``train`` to keep them in eval mode.
     """
 

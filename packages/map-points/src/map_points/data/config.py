@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from map_core.errors import UserError
 from map_core.paths import expand_user
-from map_core.ranges import check_choices, refuse_without_effect
+from map_core.ranges import check, check_choices, refuse_without_effect
 from map_points.data.columns import AXES, check_channels
 
 PointSourceName = Literal[
@@ -113,8 +113,8 @@ class PointDataConfig:
             raise UserError("data.root is empty: give the path of the data, or leave the setting out")
         if self.source == "shapes" and self.root is not None:
             raise UserError(
-                f"data.root is {self.root}, but the embedded shapes have no folder: say with --data.source what is read "
-                "there, or leave it out"
+                f"data.root is {self.root}, but the embedded shapes have no folder: say with --data.source what is "
+                "read there, or leave it out"
             )
         if self.source != "shapes" and self.root is None:
             raise UserError(f"data.source {self.source!r} is read from a path: give --data.root")
@@ -157,6 +157,7 @@ class PointDataConfig:
             UserError: a setting is wrong; the message names it, its value and the values allowed.
         """
         check_choices("data", self)
+        check("data", self, seeds=("holdout_seed", "subset_seed"))
         for name, (least, most) in WHOLE_NUMBERS.items():
             value = getattr(self, name)
             if value is None and name in ("subset", "ignore_label"):
@@ -268,9 +269,7 @@ SOURCE_OF_SETTING = {  # the only one that reads it
 LARGEST = 2**63 - 1
 WHOLE_NUMBERS = {
     "num_points": (1, LARGEST),
-    "holdout_seed": (0, 2**64 - 1),
     "subset": (1, LARGEST),
-    "subset_seed": (0, 2**64 - 1),
     "shapes_per_class": (1, LARGEST),
     "ignore_label": (-(2**31), 2**31 - 1),
 }

@@ -13,7 +13,7 @@ from map_core.errors import UserError, abbreviate, in_one_line
 
 LONGEST_NAME = 255  # characters in a file name
 # a run is resumed only on as many clouds as it began with
-START_ANEW = "training then starts anew, with another --out"
+START_ANEW = "a run that trains on it then starts anew, with another --out"
 BROKEN_CLOUD = f"repair it, or remove it ({START_ANEW})"
 MISSING_FILE = "copy or download it again"
 KINDS = {

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from map_core.ops.registry import Implementation, Registry, Request, optional_import
-from map_points.patches.neighbors import nearest_neighbors
+from map_points.patches.neighbors import in_float32, nearest_neighbors
 from map_points.patches.sampling import farthest_point_sample
 
 
@@ -53,7 +53,8 @@ def knn_cuda_neighbors(
     """Find neighbours with ``knn_cuda``."""
     if not 0 < k <= points.shape[1]:
         return nearest_neighbors(queries, points, k)  # which raises the error
-    _, index = _knn()(k=k, transpose_mode=True)(points.float().contiguous(), queries.float().contiguous())
+    queries, points = in_float32(queries, points)
+    _, index = _knn()(k=k, transpose_mode=True)(points.contiguous(), queries.contiguous())
     return index.long()
 
 

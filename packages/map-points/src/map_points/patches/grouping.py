@@ -27,6 +27,19 @@ class Patches:
     index: Int[Tensor, "b l k"]
 
 
+def require_clouds(points: Tensor) -> None:
+    """Check that points come as a batch of clouds.
+
+    Raises:
+        UserError: they have another number of axes.
+    """
+    if points.ndim != 3:
+        raise UserError(
+            f"points have shape {tuple(points.shape)}; they must be a batch of clouds (b, n, c): a single cloud is "
+            "points[None]"
+        )
+
+
 @fx_leaf
 def group_points(
     points: Float[Tensor, "b n 3"],
@@ -41,8 +54,9 @@ def group_points(
     With ``skip_origin`` no other centre lies within sqrt(1e-3) of the origin.
 
     Raises:
-        UserError: clouds are too small for the number of patches or their size.
+        UserError: points are no batch of clouds, or these are too small for the number of patches or their size.
     """
+    require_clouds(points)
     n = points.shape[1]
     if n < max(num_patches, patch_size):
         raise UserError(

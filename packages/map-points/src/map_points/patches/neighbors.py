@@ -28,17 +28,30 @@ def nearest_neighbors(
     """
     n = points.shape[1]
     require_points(n, k)
-    queries, points = queries.detach().float(), points.detach().float()
+    queries, points = in_float32(queries, points)
     if exporting():
         # without bits and parts, for any batch size
         distance = squared_distance(queries.unsqueeze(2), points.unsqueeze(1))
         nearest = distance.sort(dim=-1, stable=True).indices
         return nearest[..., :k]
     clouds_per_part = (
-        max(1, CACHED_DISTANCES // (queries.shape[1] * n)) if points.device.type == "cpu" else len(points)
+        max(1, CACHED_DISTANCES // max(1, queries.shape[1] * n))
+        if points.device.type == "cpu"
+        else len(points)
     )
     parts = zip(queries.split(clouds_per_part), points.split(clouds_per_part), strict=True)
     return torch.cat([_nearest(part, cloud, k) for part, cloud in parts])
+
+
+def in_float32(
+    queries: Float[Tensor, "b m 3"], points: Float[Tensor, "b n 3"]
+) -> tuple[Float[Tensor, "b m 3"], Float[Tensor, "b n 3"]]:
+    """Coordinates for float32 distances; float64 ones from the cloud's lowest corner, which may be far away."""
+    queries, points = queries.detach(), points.detach()
+    if torch.float64 in (queries.dtype, points.dtype):
+        corner = points.amin(dim=1, keepdim=True)
+        queries, points = queries - corner, points - corner
+    return queries.float(), points.float()
 
 
 def require_points(n: int, k: int) -> None:

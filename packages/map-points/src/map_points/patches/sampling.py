@@ -33,7 +33,8 @@ def farthest_point_sample(
             others left, repeat the first.
 
     Raises:
-        UserError: a cloud has fewer than ``count`` points.
+        UserError: a cloud has fewer than ``count`` points, its coordinates are whole numbers, or ``start`` is not the
+            index of a point for each cloud.
 
     Source: Eldar et al. 1997; the sampling of PointNet++ (arXiv 1706.02413, section 3.2).
     """
@@ -43,6 +44,10 @@ def farthest_point_sample(
             f"cannot pick {count} farthest points of a cloud of {n}; lower the number of points or patches, "
             "or use denser clouds"
         )
+    if not points.is_floating_point():
+        raise UserError(f"points have dtype {points.dtype}; they must be floating point: take points.float()")
+    if start is not None:
+        _check_start(start, batch, n)
     coordinates = points.permute(2, 0, 1).contiguous()  # (b, n, 3) -> (3, b, n)
     current = points.new_zeros(batch, dtype=torch.long) if start is None else start.to(points.device).long()
     nearest = points.new_full((batch, n), torch.inf)
@@ -58,6 +63,18 @@ def farthest_point_sample(
         current, nearest = _pick_farthest(current, nearest, coordinates)
         indices.append(current)
     return torch.stack(indices, dim=1)
+
+
+def _check_start(start: Int[Tensor, " _"], batch: int, n: int) -> None:
+    if start.shape != (batch,):
+        raise UserError(
+            f"start has shape {tuple(start.shape)}; it must have {(batch,)}, one index for each cloud"
+        )
+    on_host = start.device.type == "cpu"  # elsewhere the check would wait for the device
+    if on_host and batch and not 0 <= int(start.min()) <= int(start.max()) < n:
+        raise UserError(
+            f"start must lie in 0 to {n - 1}, the indices of a cloud's points; got {start.tolist()}"
+        )
 
 
 def _pick_farthest(

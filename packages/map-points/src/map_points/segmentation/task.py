@@ -31,7 +31,7 @@ from map_core.tasks.weights import (
 )
 from map_core.training import Task, TrainingConfig
 from map_core.training.loading import batches_in_order
-from map_core.training.processes import launched_processes, sum_over_processes
+from map_core.training.processes import resolved_training, sum_over_processes
 from map_core.training.recomputation import recompute_activations
 from map_core.training.task import exported_file
 from map_points.data import PartData, PartSamples, PointDataConfig, collate_clouds, load_part_data
@@ -201,7 +201,7 @@ class SegmentTask(Task):
         refuse_without_effect("data", config.data, "train_sampling", because=because)
         self.data = data or load_part_data(config.data)
         self.train_data = self.data.train
-        training = config.training.resolved_for(len(self.train_data), processes=launched_processes())
+        training = resolved_training(config.training, len(self.train_data))
         self.config = config = replace(config, training=training)
         num_parts = 1 + max(max(labels) for labels in self.data.parts)
         model = build_segmenter(config.model, config.objective, len(self.data.classes), num_parts)

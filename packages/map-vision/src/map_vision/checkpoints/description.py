@@ -60,7 +60,9 @@ def as_table(positions: Tensor) -> Tensor:
     side = round(len(positions) ** 0.5)
     if side * side != len(positions):
         raise UserError(
-            f"pos_embed has {len(positions)} patch positions, which do not form a square grid; resample it first"
+            f"pos_embed has {len(positions)} patch positions, which do not form a square grid, and no key says how "
+            "many rows they have: resample it to a square first, as models of other projects are read for square "
+            "images alone"
         )
     return positions.reshape(side, side, -1)
 

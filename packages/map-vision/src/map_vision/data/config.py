@@ -6,17 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from map_core.errors import UserError, unknown_name
+from map_core.errors import UserError
 from map_core.json_values import is_whole
-from map_core.ranges import check_choices
+from map_core.ranges import check, check_choices
 from map_core.shards.sizes import parse_size
 from map_core.shards.stores import is_address
 
-INTERPOLATIONS = ("bicubic", "bilinear", "nearest", "lanczos")
+Interpolation = Literal["bicubic", "bilinear", "nearest", "lanczos"]
 Augmentation = Literal["none", "crop_flip", "pad_crop", "shift", "timm", "three_augment"]
 PixelKind = Literal["scaled", "stored"]
 Shuffle = Literal["all", "shards"]
-Purpose = Literal["pretrain", "finetune", "evaluate", "features"]
 
 
 @dataclass
@@ -76,7 +75,7 @@ class DataConfig:
             auto_augment, or with a policy of 3a) and "three_augment".
         random_erasing: Probability of erasing a random rectangle with noise, after any augmentation but
             "none".
-        interpolation: "bicubic" (the default), "bilinear", "nearest" or "lanczos".
+        interpolation: How images are resized; default "bicubic".
         crop_pct: Evaluation resizes the shorter side to size / crop_pct and takes the centre. Default 0.875
             for images larger than the model's, 1 for others, so that small images are not blurred.
         pixels: "scaled" for pictures, brought to 8 bits and 0..1; "stored" for values as files hold them, of any number
@@ -108,7 +107,7 @@ class DataConfig:
     auto_augment: str | None = None
     color_jitter: float | None = None
     random_erasing: float = 0.0
-    interpolation: str | None = None
+    interpolation: Interpolation | None = None
     crop_pct: float | None = None
     pixels: PixelKind | None = None
     statistics: str | None = None
@@ -133,21 +132,13 @@ class DataConfig:
                 "'folder'; shards have their labels in them"
             )
         _require(self, "holdout", lambda value: 0 <= value < 1, "must lie in [0, 1): it is a fraction")
-        for name in ("holdout_seed", "subset_seed"):
-            _require(
-                self,
-                name,
-                lambda value: is_whole(value) and abs(value) < 2**63,
-                "must be a 64-bit integer",
-            )
+        check("data", self, seeds=("holdout_seed", "subset_seed"))
         for name in ("subset", "shuffle_shards"):
             _require(self, name, lambda value: is_whole(value) and value >= 1, "must be at least 1")
         check_choices("data", self)
         parse_size(self.shard_cache_size, "data.shard_cache_size")
         self._validate_augmentation()
         _require(self, "crop_pct", lambda value: 0 < value <= 1, "must lie in (0, 1]")
-        if self.interpolation not in (None, *INTERPOLATIONS):
-            raise unknown_name("data.interpolation", self.interpolation, INTERPOLATIONS)
         for name in ("mean", "std"):
             _require(self, name, lambda value: len(value) > 0, "must be 1 number, or one per channel")
             _require(self, name, lambda value: all(map(math.isfinite, value)), "must be finite")

@@ -9,7 +9,8 @@ import numpy as np
 
 from map_core.errors import UserError
 from map_core.runs.notes import note
-from map_vision.data.config import DataConfig, Purpose
+from map_core.tasks.domain import Purpose
+from map_vision.data.config import DataConfig
 from map_vision.data.decoding import UnreadableImageError
 from map_vision.data.image_paths import read_image_paths
 from map_vision.data.listing import count_by_kind
@@ -49,16 +50,6 @@ class ImageData:
     preprocessing: Preprocessing
     evaluation_transform: Transform
     description: str
-
-    @property
-    def mean(self) -> tuple[float, ...]:
-        """Mean of every channel, of pixels in 0..1 or of stored values."""
-        return self.preprocessing.mean
-
-    @property
-    def std(self) -> tuple[float, ...]:
-        """Standard deviation of every channel, of pixels in 0..1 or of stored values."""
-        return self.preprocessing.std
 
     @property
     def train(self) -> ImageSamples:

@@ -10,7 +10,7 @@ from map_core.errors import UserError
 from map_core.json_values import is_finite
 from map_vision.data import digits
 from map_vision.data.bands import bands_mode
-from map_vision.data.config import INTERPOLATIONS, DataConfig, PixelKind
+from map_vision.data.config import DataConfig, Interpolation, PixelKind
 from map_vision.data.statistics_file import Statistics, read_statistics
 
 Values = tuple[float, ...]
@@ -97,8 +97,8 @@ def _problems(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} must be {channels!r} finite numbers; got {value!r}"
         elif name == "std" and min(value) <= 0:
             yield f"std must be positive in every channel; got {value!r}"
-    if interpolation not in INTERPOLATIONS:
-        yield f"interpolation must be one of {', '.join(INTERPOLATIONS)}; got {interpolation!r}"
+    if interpolation not in get_args(Interpolation):
+        yield f"interpolation must be one of {', '.join(get_args(Interpolation))}; got {interpolation!r}"
     for name in ("crop_pct", "crop_pct_small"):
         if not (is_finite(values[name]) and 0 < values[name] <= 1):
             yield f"{name} must lie in (0, 1]; got {values[name]!r}"

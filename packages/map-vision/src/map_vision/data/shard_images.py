@@ -23,9 +23,10 @@ from map_core.shards import (
     parse_size,
 )
 from map_core.shards.stores import is_address
+from map_core.tasks.domain import Purpose
 from map_core.training.plan import Shuffled
 from map_vision.data.bands import bands_of
-from map_vision.data.config import DataConfig, Purpose
+from map_vision.data.config import DataConfig
 from map_vision.data.decoding import Pixels, decode, stored_values
 from map_vision.data.image_files import FileInMemory
 from map_vision.data.sources import ImageSource

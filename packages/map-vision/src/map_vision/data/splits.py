@@ -16,7 +16,8 @@ from map_core.data import (
 from map_core.data.labels import EVALUATION_SPLITS, EVERYTHING, LabelTable, read_labels
 from map_core.errors import UserError
 from map_core.runs.notes import note
-from map_vision.data.config import DataConfig, Purpose
+from map_core.tasks.domain import Purpose
+from map_vision.data.config import DataConfig
 from map_vision.data.digits import load_digits, split_digits
 from map_vision.data.folders import (
     beside_train,

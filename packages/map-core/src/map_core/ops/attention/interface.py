@@ -98,8 +98,8 @@ def attention(
         k, v: Keys and values.
         mask: True where a query may attend to a key; all where None. A query that may attend to none gets zeros.
         backend: 'auto', or the name of one implementation (``attention_backends`` lists them). The
-            transformations of torch.func and forward-mode differentiation always use PyTorch's own operator, but
-            inside ``torch.compile`` need 'reference', as gradients of gradients do everywhere.
+            transformations of torch.func and forward-mode differentiation always use the definition, but inside
+            ``torch.compile`` need 'reference', as gradients of gradients do everywhere.
 
     Returns:
         The averages in the dtype of ``q``.
@@ -112,7 +112,7 @@ def attention(
     _check(q, k, v, mask)
     if is_functionally_transformed():
         REGISTRY.check_name(backend)
-        y = torch_attention(q, k, v, mask)
+        y = reference_attention(q, k, v, mask)  # PyTorch's own operator differentiates once, backwards
     else:
         # reading a size that is free in an exported program would fix it
         facts = () if exporting() or torch.compiler.is_exporting() else _facts(q, k, mask)

@@ -102,7 +102,7 @@ def depthwise_causal_conv1d(
             'reference', as gradients of gradients do everywhere.
 
     Returns:
-        (b, l, d) in the dtype of ``x``; sums are float32.
+        (b, l, d) in the dtype of ``x``; sums are float32, or float64 where ``x`` is.
 
     Raises:
         UserError: Shapes, devices or dtypes do not agree, or an option is unknown or cannot be served.
@@ -132,7 +132,7 @@ def depthwise_conv1d(
         backend: As for :func:`depthwise_causal_conv1d`, whose implementations serve here too.
 
     Returns:
-        (b, l, e) in the dtype of ``x``; sums are float32.
+        (b, l, e) in the dtype of ``x``; sums are float32, or float64 where ``x`` is.
 
     Raises:
         UserError: Shapes, devices or dtypes do not agree, or an option is unknown or cannot be served.

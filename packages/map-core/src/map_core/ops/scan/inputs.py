@@ -32,7 +32,8 @@ class ScanInputs:
         C: Output projection of each step (b, l, n).
         D: Skip weight (d,), or None.
         delta_bias: Added to ``delta`` (d,), or None.
-        delta_softplus: Whether the step size goes through softplus.
+        delta_softplus: Whether the step size goes through softplus, by default as in a Mamba layer; the default of
+            :func:`~map_core.ops.selective_scan`, as of mamba_ssm's function, is that it does not.
     """
 
     u: Tensor

@@ -71,7 +71,7 @@ def selective_scan(
     """Run a selective state space model over a sequence, under mamba_ssm's names and semantics.
 
     Args:
-        u: Input (b, l, d), float32 or bfloat16.
+        u: Input (b, l, d), float32, bfloat16, float16 or float64.
         delta: Step size before bias and softplus (b, l, d).
         A: Continuous-time decay, negative (d, n).
         B: Input projection of each step (b, l, n).
@@ -86,7 +86,7 @@ def selective_scan(
             'reference', as gradients of gradients do everywhere.
 
     Returns:
-        (b, l, d) in the dtype of ``u``; step sizes, decay and state are float32 whatever the inputs are.
+        (b, l, d) in the dtype of ``u``; step sizes, decay and state are float32, or float64 where ``u`` is.
 
     Raises:
         UserError: Shapes, devices or dtypes do not agree, or the backend is unknown or cannot serve.
