@@ -414,5 +414,5 @@ def test_an_unknown_encoder_is_refused():
 
 @pytest.mark.usefixtures("unchecked")
 def test_an_unknown_attention_mask_is_refused():
-    with pytest.raises(UserError, match=r"attention mask kind 'mapp' is unknown; did you mean map, mae\?"):
-        toy_objective(attention="mapp")
+    with pytest.raises(UserError, match="attention mask kind 'local_ma' is unknown; did you mean local_mae"):
+        toy_objective(attention="local_ma")

@@ -52,7 +52,7 @@ def test_a_run_starts_and_resumes_there_and_takes_texts(home):
     summary = train(ToyTask(), toy_config(max_steps=3), "~/run", resume="~/run/checkpoints/step_00000002")
     assert not summary["interrupted"]
     with pytest.raises(UserError, match=f"--resume {home}/x is not a usable checkpoint"):
-        named_checkpoint(home, Checkpoints(home / "checkpoints", keep=1), "~/x")
+        named_checkpoint(Checkpoints(home / "checkpoints", keep=1), "~/x")
 
 
 def test_weights_and_their_description_are_read_there(home):

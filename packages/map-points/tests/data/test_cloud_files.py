@@ -97,7 +97,7 @@ def test_paths_that_are_no_clouds_are_named(folder, tmp_path):
         (
             "a.npy",
             b"no array",
-            "cannot read .*a.npy .*; copy or download it again, or take it out of the data .training then starts",
+            "cannot read .*a.npy .*; copy or download it again, or take it out of the data .a run that trains on it",
         ),
     ],
 )
