@@ -223,6 +223,20 @@ def test_runs_from_before_an_arm_had_a_budget_give_it_none(study_file: Path, tmp
         )
 
 
+def test_an_arm_of_equal_compute_may_have_a_recipe_with_a_budget(tmp_path: Path) -> None:
+    """Its warmup is not compared with epochs that neither the recipe nor the study has."""
+    recipe = tmp_path / "budget.yaml"
+    sizes = {"layout": "MT", "embed_dim": 16}
+    recipe.write_text(
+        yaml.safe_dump({"base": "finetune_digits", "training": {"sample_budget": 640}, "model": sizes})
+    )
+    values = {**STUDY, "finetune": {"recipe": str(recipe)}, "measures": ["finetune"]}
+    del values["linear_probe"]
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
+    study = read_study(tmp_path / "tiny.yaml", "map_vision.studies")
+    refuse_impossible_runs(study, DOMAIN, tmp_path / "none", [])
+
+
 def test_a_budget_of_samples_is_what_a_run_trains_on(tmp_path: Path) -> None:
     """``training.sample_budget`` sets the epochs; equal compute raises the budget."""
     budget = {"training.sample_budget": 640}

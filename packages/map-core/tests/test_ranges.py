@@ -21,11 +21,12 @@ from map_core.ranges import LARGEST_SEED, check, check_choices, refuse_without_e
         ("shares", (0, 0.5, 1.0), (-0.1, 1.1, math.nan)),
         ("shares_below_one", (0, 0.99), (-0.1, 1.0, math.nan)),
         ("inside_zero_and_one", (0.01, 0.99), (0, 1, math.nan)),
-        ("seeds", (0, LARGEST_SEED, np.int64(7)), (-1, LARGEST_SEED + 1, 0.5, "0")),
+        ("seeds", (0, LARGEST_SEED, np.int64(7)), (-1, LARGEST_SEED + 1, 0.5, "0", True, None)),
     ],
 )
 def test_bounds(rule, allowed, refused):
-    for value in (*allowed, None, allowed, [*allowed, None]):
+    nothing = () if None in refused else (None,)
+    for value in (*allowed, *nothing, allowed, [*allowed, *nothing]):
         check("data", SimpleNamespace(field=value), **{rule: ("field",)})
     for value in refused:
         for invalid in (value, (allowed[0], value)):

@@ -23,7 +23,7 @@ def check(
     inside_zero_and_one: Iterable[str] = (),
     seeds: Iterable[str] = (),
 ) -> None:
-    """Check fields of a configuration; every value of a list or tuple is checked, None is not.
+    """Check fields of a configuration; every value of a list or tuple is checked, None only where it should be a seed.
 
     Args:
         section: Prefix of the fields' names in messages; empty for settings outside any section.
@@ -46,16 +46,18 @@ def check(
         (shares, lambda value: 0 <= value <= 1, "must lie in [0, 1]"),
         (shares_below_one, lambda value: 0 <= value < 1, "must lie in [0, 1)"),
         (inside_zero_and_one, lambda value: 0 < value < 1, "must lie inside (0, 1)"),
-        (seeds, is_seed, f"must be a whole number from 0 to {LARGEST_SEED}"),
     )
     for names, holds, rule in rules:
         for name in names:
             require(section, config, name, holds, rule)
+    for name in seeds:
+        rule = f"must be a whole number from 0 to {LARGEST_SEED}"
+        require(section, config, name, is_seed, rule, or_none=False)
 
 
 def is_seed(value: Any) -> bool:
     """Whether a value is a whole number of 63 bits, of Python or NumPy."""
-    return isinstance(value, Integral) and 0 <= int(value) <= LARGEST_SEED
+    return isinstance(value, Integral) and not isinstance(value, bool) and 0 <= int(value) <= LARGEST_SEED
 
 
 def check_choices(section: str, config: Any) -> None:
@@ -102,7 +104,9 @@ def refuse_without_effect(section: str, config: Any, *names: str, because: str) 
             raise UserError(f"{place} {value} has no effect with {because}: {cure}")
 
 
-def require(section: str, config: Any, name: str, holds: Callable[[Any], bool], rule: str) -> None:
+def require(
+    section: str, config: Any, name: str, holds: Callable[[Any], bool], rule: str, *, or_none: bool = True
+) -> None:
     """Check one field by a custom rule.
 
     Args:
@@ -111,12 +115,13 @@ def require(section: str, config: Any, name: str, holds: Callable[[Any], bool], 
         name: Name of the field.
         holds: Whether a value is allowed; called for each value of a list or tuple, and never for None.
         rule: The rule in words for the message, such as "must be below epochs (100)".
+        or_none: Whether None is allowed too.
 
     Raises:
         UserError: naming the field, its value and the rule.
     """
     value = getattr(config, name)
     values = value if isinstance(value, (list, tuple)) else (value,)
-    if not all(item is None or holds(item) for item in values):
+    if not all(or_none if item is None else holds(item) for item in values):
         place = f"{section}.{name}" if section else name
         raise UserError(f"{place} {rule}; got {value}; change --{place}")

@@ -169,6 +169,13 @@ def test_transformations_of_torch_func_see_the_definition(
     torch.testing.assert_close(mapped, attention(q, k, v))
 
 
+def test_transformations_of_torch_func_compute_in_float32_at_least() -> None:
+    q, k, v = (x.bfloat16().unsqueeze(1) for x in heads(5, 7, 8).values())
+    mapped = torch.func.vmap(attention)(q, k, v)
+    exact = attention(*(x.squeeze(1).double() for x in (q, k, v))).bfloat16()
+    torch.testing.assert_close(mapped.squeeze(1), exact, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("kind", ["none", "each"])
 def test_gradients_of_gradients_of_torch_func(kind: str, backend: str) -> None:

@@ -169,8 +169,11 @@ def data_defaults(
     Settings that the source to read does not read are left out.
     """
     preparation = description.get("preparation", {})
-    if "data.root" in options and "source" not in values and "source" in preparation:
+    if "data.root" in options and "data.source" not in options and "source" not in values and preparation:
         values = values | {"source": preparation["source"]}
+        note(
+            f"data.source {preparation['source']}, which the weights were trained on; --data.source reads another"
+        )
     source = options.get("data.source", values.get("source"))
     unread = {name for name, reader in SOURCE_OF_SETTING.items() if reader != source}
     if source == "shapes":

@@ -563,14 +563,17 @@ def test_settings_that_another_source_does_not_read_are_no_defaults():
     assert data_defaults(run, {}, {"data.source": "folder", "data.root": "others"}) == run
 
 
-def test_a_folder_given_to_weights_alone_is_of_the_source_that_they_were_trained_on():
+def test_a_folder_given_to_weights_alone_is_of_the_source_that_they_were_trained_on(capsys):
     description = {"preparation": {"source": "modelnet40_npz", "num_points": 1024}}
     given = {"data.root": "clouds.npz"}
     assert data_defaults({}, description, given) == {"source": "modelnet40_npz", "num_points": 1024}
+    said = "data.source modelnet40_npz, which the weights were trained on; --data.source reads another\n"
+    assert capsys.readouterr().err == said
     assert "source" not in data_defaults({}, description, {})
     assert data_defaults({"source": "folder"}, description, given)["source"] == "folder"
     other = given | {"data.source": "hdf5"}
     assert data_defaults({}, description, other)["num_points"] == 1024
+    assert capsys.readouterr().err == ""
 
 
 def test_clouds_are_prepared_as_the_description_of_a_model_says():

@@ -16,7 +16,7 @@ from map_core.quiet import quietly
 from map_core.runs.files import save_json
 from map_core.study.consistency import refuse_changed_recipes
 from map_core.study.cost import configuration, naming_study, pretraining_of, study_stage
-from map_core.study.definition import Study, layered
+from map_core.study.definition import Study
 from map_core.study.measures import TRAINED_MEASURES, added_measures, load_measure
 from map_core.study.plan import (
     COMMANDS,
@@ -136,11 +136,11 @@ def refuse_impossible_runs(study: Study, domain: Domain, scratch: Path, results:
         if run.command in TRAINING_COMMANDS and run.key not in done:
             kinds.setdefault((run.arm, study_stage(study, run), run.labels), run)
     for (arm, stage, _), run in kinds.items():
-        if arm in at_equal_compute:
-            # its warmup may be longer than the epochs that compute has yet to replace
-            run = replace(run, settings=layered(run.settings, {"training.warmup_epochs": 0}))
         with naming_study(study, stage), quietly():  # the runs themselves warn, in their logs
             config = configuration(domain, run, scratch)
+            if arm in at_equal_compute:
+                # its warmup may be longer than the epochs that compute has yet to replace
+                config = replace(config, training=replace(config.training, warmup_epochs=0.0))
             validate(config)
             model = build_without_values(domain, run.command, config)
             if (pretraining := pretraining_of(run)) is not None:

@@ -4,8 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from map_core.errors import UserError
+from map_core.errors import UserError, abbreviate
 from map_core.ops.exporting import exporting, loop
+from map_core.ops.tracing_state import is_transformed
 
 NEAR_ORIGIN = 1e-3  # squared distance
 
@@ -70,11 +71,11 @@ def _check_start(start: Int[Tensor, " _"], batch: int, n: int) -> None:
         raise UserError(
             f"start has shape {tuple(start.shape)}; it must have {(batch,)}, one index for each cloud"
         )
-    on_host = start.device.type == "cpu"  # elsewhere the check would wait for the device
-    if on_host and batch and not 0 <= int(start.min()) <= int(start.max()) < n:
-        raise UserError(
-            f"start must lie in 0 to {n - 1}, the indices of a cloud's points; got {start.tolist()}"
-        )
+    # elsewhere the check would wait for the device, and a trace has no values
+    has_values = start.device.type == "cpu" and not (exporting() or is_transformed())
+    if has_values and batch and not 0 <= int(start.min()) <= int(start.max()) < n:
+        given = abbreviate([str(index) for index in start.tolist()])
+        raise UserError(f"start must lie in 0 to {n - 1}, the indices of a cloud's points; got {given}")
 
 
 def _pick_farthest(

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from map_core.errors import UserError
+from map_core.float64 import at_least_float32
 from map_core.ops.attention.flex import MIN_TOKENS, flex_attention, flex_missing, flex_unfit
 from map_core.ops.attention.native import native_attention, native_attention_unfit
 from map_core.ops.attention.reference import reference_attention
@@ -112,7 +113,8 @@ def attention(
     _check(q, k, v, mask)
     if is_functionally_transformed():
         REGISTRY.check_name(backend)
-        y = reference_attention(q, k, v, mask)  # PyTorch's own operator differentiates once, backwards
+        # PyTorch's own operator differentiates once, backwards
+        y = reference_attention(*(at_least_float32(x) for x in (q, k, v)), mask)
     else:
         # reading a size that is free in an exported program would fix it
         facts = () if exporting() or torch.compiler.is_exporting() else _facts(q, k, mask)
