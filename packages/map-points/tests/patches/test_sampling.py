@@ -48,6 +48,7 @@ def test_a_start_that_is_no_point_of_each_cloud_is_refused(start, message):
         farthest_point_sample(torch.randn(2, 20, 3), 4, start=torch.tensor(start))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_starts_are_traced(make_clouds):
     points, start = make_clouds(2, 20), torch.tensor([3, 7])
     sample = torch.compile(partial(farthest_point_sample, count=4), backend="eager", fullgraph=True)

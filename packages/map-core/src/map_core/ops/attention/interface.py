@@ -114,7 +114,8 @@ def attention(
     if is_functionally_transformed():
         REGISTRY.check_name(backend)
         # PyTorch's own operator differentiates once, backwards
-        y = reference_attention(*(at_least_float32(x) for x in (q, k, v)), mask)
+        q_wide, k_wide, v_wide = (at_least_float32(x) for x in (q, k, v))
+        y = reference_attention(q_wide, k_wide, v_wide, mask)
     else:
         # reading a size that is free in an exported program would fix it
         facts = () if exporting() or torch.compiler.is_exporting() else _facts(q, k, mask)
