@@ -62,9 +62,9 @@ GROUPS = (
     Group("cifar10_table6", "CIFAR-10, 10,000 images for 6 epochs;\n1,000 labels for 10 epochs", 1000),
     Group("digits_compute", "digits for 24 epochs; 50 labels", 50),
     Group("digits_compute", "digits for 24 epochs; 200 labels", 200),
-    Group("modelnet40_pretraining", "ModelNet40 for 12 epochs; 98 labels", 98, **HYBRID),
+    Group("modelnet40_pretraining", "ModelNet40 for 12 epochs;\n98 labels for 100 epochs", 98, **HYBRID),
     Group("modelnet40_pretraining", "the same, Mamba alone", 98, **MAMBA),
-    Group("modelnet40_longer", "ModelNet40, one pretraining;\n98 labels", 98),
+    Group("modelnet40_longer", "ModelNet40, one pretraining of each\nlength; 98 labels for 100 epochs", 98),
     Group("camvid_pretraining", "CamVid, 36 scenes, one pretraining; mIoU", None, stage="segment"),
 )  # fmt: skip
 
