@@ -65,6 +65,7 @@ GROUPS = (
     Group("modelnet40_pretraining", "ModelNet40 for 12 epochs;\n98 labels for 100 epochs", 98, **HYBRID),
     Group("modelnet40_pretraining", "the same, Mamba alone", 98, **MAMBA),
     Group("modelnet40_longer", "ModelNet40, one pretraining of each\nlength; 98 labels for 100 epochs", 98),
+    Group("modelnet40_long_finetuning", "the same; 98 labels for 1,323 epochs", 98),
     Group("camvid_pretraining", "CamVid, 36 scenes, one pretraining; mIoU", None, stage="segment"),
 )  # fmt: skip
 
