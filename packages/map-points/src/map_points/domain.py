@@ -169,7 +169,8 @@ def data_defaults(
     Settings that the source to read does not read are left out.
     """
     preparation = description.get("preparation", {})
-    if "data.root" in options and "data.source" not in options and "source" not in values and preparation:
+    is_open = "data.source" not in options and "source" not in values
+    if is_open and "data.root" in options and "source" in preparation:
         values = values | {"source": preparation["source"]}
         note(
             f"data.source {preparation['source']}, which the weights were trained on; --data.source reads another"

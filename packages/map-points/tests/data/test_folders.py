@@ -570,6 +570,7 @@ def test_a_folder_given_to_weights_alone_is_of_the_source_that_they_were_trained
     said = "data.source modelnet40_npz, which the weights were trained on; --data.source reads another\n"
     assert capsys.readouterr().err == said
     assert "source" not in data_defaults({}, description, {})
+    assert "source" not in data_defaults({}, {"preparation": {"num_points": 64}}, given)
     assert data_defaults({"source": "folder"}, description, given)["source"] == "folder"
     other = given | {"data.source": "hdf5"}
     assert data_defaults({}, description, other)["num_points"] == 1024

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from map_core.study.definition import Arm, Study, layered
 from map_core.study.measures import StudySettings, added_measures
@@ -65,30 +66,16 @@ def every_run(study: Study, results: Sequence[Result]) -> list[PlannedRun]:
 def _arm_runs(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> Iterator[PlannedRun]:
     """Yield the pretraining of an arm at a seed, and the runs that measure it."""
     start = start_of(arm, seed)
+    planned = partial(PlannedRun, arm=arm.name, seed=seed, labels=None)
     if arm.pretrain is not None:
         settings = {**arm.pretrain, "training.seed": seed}
         if "heldout_loss" in study.measures:
             settings.setdefault("monitor.samples", MONITOR_SAMPLES)
-        yield PlannedRun(
-            key=key_of(arm, seed, "pretrain"),
-            arm=arm.name,
-            seed=seed,
-            labels=None,
-            stage="pretrain",
-            command="pretrain",
-            settings=settings,
-        )
+        key = key_of(arm, seed, "pretrain")
+        yield planned(key=key, stage="pretrain", command="pretrain", settings=settings)
         if "knn" in study.measures:
-            yield PlannedRun(
-                key=key_of(arm, seed, "knn"),
-                arm=arm.name,
-                seed=seed,
-                labels=None,
-                stage="knn",
-                command="features",
-                settings={},
-                after=start,
-            )
+            key = key_of(arm, seed, "knn")
+            yield planned(key=key, stage="knn", command="features", settings={}, after=start)
     if "linear_probe" in study.measures and (start or arm.init):
         yield from _measure_runs(study, arm, seed, "linear_probe", results)
     if "finetune" in study.measures:
@@ -97,15 +84,8 @@ def _arm_runs(study: Study, arm: Arm, seed: int, results: Sequence[Result]) -> I
         settings = layered(study.stages[stage], arm.stages.get(stage, {}))
         if arm.init is not None:
             settings["init"] = arm.init
-        yield PlannedRun(
-            key=key_of(arm, seed, stage),
-            arm=arm.name,
-            seed=seed,
-            labels=None,
-            stage=stage,
-            command=stage,
-            settings=settings,
-            after=start,
+        yield planned(
+            key=key_of(arm, seed, stage), stage=stage, command=stage, settings=settings, after=start
         )
 
 
